@@ -1,0 +1,136 @@
+"""The own LoRA of a client: at all times a plain PEFT adapter.
+
+One frozen backbone serves every client: their factors are swapped in and out of one PEFT adapter.
+`save` writes what `PeftModel.from_pretrained` reads, without this package.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from fedecider.backbone import Backbone
+from fedecider.direction import LowRank
+
+Factors = dict[str, LowRank]
+
+
+class Adapter:
+    """LoRA on the given linear layers of the top blocks of a frozen backbone.
+
+    `names` are the adapted modules in sorted order, `first` the lowest adapted block, `gamma` the
+    scale lora_alpha / rank. The initial A is drawn by `seed` (Kaiming uniform, as in LoRA), B is 0.
+    Close it to give the backbone back as it was. Raises ValueError for targets that do not exist.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rank: int,
+        lora_alpha: float,
+        targets: list[str],
+        top_layers: int | None = None,
+        seed: int = 0,
+    ):
+        self.backbone = backbone
+        depth = len(backbone.layers)
+        if top_layers is not None and not 1 <= top_layers <= depth:
+            raise ValueError(f"top_layers must be 1 to {depth} for this model, got {top_layers}")
+        self.first = depth - (top_layers or depth)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=lora_alpha,
+            target_modules=targets,
+            layers_to_transform=list(range(self.first, depth)),
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+        )
+        # PEFT draws from the global generator; it is drawn again below from an explicit one.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.peft: PeftModel = get_peft_model(backbone.model, config)
+        # A float64 model (tests of the theory) keeps its adapters in float64.
+        if backbone.dtype == torch.float64:
+            self.peft.to(torch.float64)
+        self.modules = {
+            name: module
+            for name, module in sorted(backbone.model.named_modules())
+            if hasattr(module, "lora_A") and "default" in getattr(module, "lora_A", {})
+        }
+        if not self.modules:
+            raise ValueError(f"no linear layers named {targets} in {backbone.name}")
+        self.names = list(self.modules)
+        self.rank, self.gamma = rank, lora_alpha / rank
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules.values():
+            A = module.lora_A["default"].weight
+            bound = A.shape[1] ** -0.5  # kaiming_uniform(a=sqrt(5)) of a (r, d_in) matrix
+            fresh = torch.rand(A.shape, generator=generator, dtype=torch.float32) * 2 - 1
+            with torch.no_grad():
+                A.copy_(fresh * bound)
+                module.lora_B["default"].weight.zero_()
+        self.initial = self.factors()
+
+    def parameters(self, parts: str = "AB") -> list[torch.nn.Parameter]:
+        """Trainable factors, module by module; `parts` may name only "A" or only "B"."""
+        both = {"A": "lora_A", "B": "lora_B"}
+        return [getattr(m, both[p])["default"].weight for m in self.modules.values() for p in parts]
+
+    def factors(self) -> Factors:
+        """A copy of the raw factors (without gamma) of every adapted module, on the CPU."""
+        return {
+            name: LowRank(
+                module.lora_B["default"].weight.detach().cpu().clone(),
+                module.lora_A["default"].weight.detach().cpu().clone(),
+            )
+            for name, module in self.modules.items()
+        }
+
+    @torch.no_grad()
+    def load(self, factors: Factors) -> None:
+        """Put a client's factors in; KeyError unless there are exactly those of `names`."""
+        if sorted(factors) != self.names:
+            missing = sorted(set(self.names) ^ set(factors))
+            raise KeyError(f"factors do not fit the adapted modules; the difference: {missing}")
+        for name, module in self.modules.items():
+            for part, value in (("lora_B", factors[name].B), ("lora_A", factors[name].A)):
+                weight = getattr(module, part)["default"].weight
+                if weight.shape != value.shape:
+                    raise ValueError(
+                        f"{name} needs {part[-1]} of shape {tuple(weight.shape)}, "
+                        f"got {tuple(value.shape)}"
+                    )
+                weight.copy_(value)
+
+    def updates(self, factors: Factors) -> Factors:
+        """dW = gamma B A of every module, factored; gamma goes into B."""
+        return {name: factor.scaled(self.gamma) for name, factor in factors.items()}
+
+    def save(self, folder: Path) -> None:
+        """The adapter as PEFT writes it: adapter_config.json, adapter_model.safetensors."""
+        self.peft.save_pretrained(folder)
+
+    def group_of(self, name: str) -> int:
+        """Number of the block that a module belongs to."""
+        return int(re.search(r"layers\.(\d+)\.", name).group(1))
+
+    def close(self) -> None:
+        """Take the adapter out; the backbone is frozen and plain again."""
+        self.peft.unload()
+
+    def __enter__(self) -> "Adapter":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def hidden(self, states: Tensor, forest) -> Tensor:
+        """Normed last hidden states (T, width) from those below the first adapted block (T, width).
+
+        The states come from `trunk.states`.
+        """
+        states = states.to(self.backbone.device, self.backbone.dtype)[None]
+        out = self.backbone.blocks(states, forest.positions, forest, first=self.first)
+        return self.backbone.normed(out)[0]

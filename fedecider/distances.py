@@ -1,0 +1,79 @@
+"""How far apart two domains are, by items and by users (the left panels of the paper's figure 4).
+
+The paper shows item and user distances; how it measures them is not public. Ours: the energy
+distance sqrt(2 E|X - Y| - E|X - X'| - E|Y - Y'|) (Szekely and Rizzo, 2013) between two clouds of
+vectors, 0 only for equal distributions. Items are the title embeddings of the untuned backbone (last
+token, last layer, unit length), users the mean embedding of their training items.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fedecider.adapter import Adapter
+from fedecider.backbone import load
+from fedecider.client import some_users
+from fedecider.domains import Domain, read_domains
+from fedecider.ranking import embed_titles
+from fedecider.sequences import HistoryForm
+
+_SAMPLE = 1000  # vectors a domain; the mean of 10^6 pairs is exact enough for a picture
+
+
+def energy_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Energy distance of two samples (N, d) and (M, d); V-statistic, so never negative."""
+    first, second = first.double(), second.double()
+    between = torch.cdist(first, second).mean()
+    within = torch.cdist(first, first).mean() + torch.cdist(second, second).mean()
+    return float((2 * between - within).clamp(min=0).sqrt())
+
+
+def pairwise(clouds: dict[str, torch.Tensor]) -> pd.DataFrame:
+    """Energy distances of all pairs, domains x domains, in sorted order."""
+    names = sorted(clouds)
+    table = np.zeros((len(names), len(names)))
+    for i, first in enumerate(names):
+        for j in range(i):
+            table[i, j] = table[j, i] = energy_distance(clouds[first], clouds[names[j]])
+    return pd.DataFrame(table, names, names)
+
+
+def item_distances(data: Path | str, backbone: str = "smollm2-135m") -> pd.DataFrame:
+    """Distances of the catalogues of all prepared domains below a folder."""
+    return pairwise({d.name: item_vectors(d, e)[0] for d, e in _embedded(data, backbone)})
+
+
+def user_distances(data: Path | str, backbone: str = "smollm2-135m") -> pd.DataFrame:
+    """Distances of the user populations of all prepared domains below a folder."""
+    return pairwise({d.name: user_vectors(d, e) for d, e in _embedded(data, backbone)})
+
+
+def item_vectors(domain: Domain, vectors: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
+    """A fixed sample of the catalogue's vectors and its item_ids."""
+    items = some_users(domain.items.index, _SAMPLE)
+    rows = domain.items.index.get_indexer(items)
+    return vectors[torch.from_numpy(rows)], items
+
+
+def user_vectors(domain: Domain, vectors: torch.Tensor) -> torch.Tensor:
+    """Mean vector of the training items of a fixed sample of users, (users, d)."""
+    index = domain.items.index
+    users = some_users(domain.train, _SAMPLE)
+    return torch.stack(
+        [vectors[torch.from_numpy(index.get_indexer(domain.train[user]))].mean(0) for user in users]
+    )
+
+
+def _embedded(data: Path | str, name: str) -> list[tuple[Domain, torch.Tensor]]:
+    """Every domain with the unit-length embeddings of its catalogue."""
+    backbone = load(name)
+    form = HistoryForm(backbone.tokenizer, backbone.start)
+    found = []
+    with Adapter(backbone, 1, 1, ["q_proj"], 1) as adapter:
+        for domain in read_domains(data):
+            tokens = [form.title(title) for title in domain.items]
+            vectors = embed_titles(adapter, tokens, cached=True)
+            found.append((domain, torch.nn.functional.normalize(vectors, dim=-1)))
+    return found

@@ -1,0 +1,316 @@
+"""The round loop of every method: train, send, aggregate, receive, validate; then rank once.
+
+The server sees only what goes through `wire`. A run can be killed at any moment: the same command
+goes on from the last finished round and ends with the same numbers.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from fedecider import runs, wire
+from fedecider.adapter import Adapter, Factors
+from fedecider.backbone import Backbone, load
+from fedecider.client import Client, ClientData, ClientModel, train, validation_loss
+from fedecider.config import RunConfig
+from fedecider.direction import LowRank, norm
+from fedecider.domains import read_domains
+from fedecider.evaluation import evaluate
+from fedecider.methods import METHODS
+from fedecider.sequences import make_form
+from fedecider.trunk import prune
+
+# Settings that may change between a start and a resumption without changing a number.
+_PLACES = ("data", "folder")
+
+
+def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
+    """Run one federation, or go on with it; returns the run folder.
+
+    A finished run returns at once. Raises ValueError if the method is unknown or if the folder holds
+    a run with other settings (it is left untouched), FileNotFoundError if the data or the model is
+    missing. `backbone` saves loading it when several runs share a process.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {config.method!r}")
+    folder = config.folder
+    _claim(config)
+    if (folder / "result.json").exists():
+        return folder
+    domains = read_domains(config.data, config.domains)
+    torch.manual_seed(config.seed)  # before any parameter exists
+    backbone = backbone or load(config.backbone, config.device, config.dtype)
+    settings = (config.rank, config.lora_alpha, config.targets, config.top_layers, config.seed)
+    with Adapter(backbone, *settings) as adapter:
+        Federation(config, adapter, domains).run()
+    prune()
+    return folder
+
+
+def _claim(config: RunConfig) -> None:
+    """Write config.json, or hold it against the one that is there."""
+    path = config.folder / "config.json"
+    if not path.exists():
+        runs.write_json(path, config.stored())
+        return
+    stored = json.loads(path.read_text())
+    for key, value in config.stored().items():
+        if key not in _PLACES and stored.get(key) != value:
+            raise ValueError(
+                f"{path} is of a run with {key} = {stored.get(key)!r}, not {value!r}: "
+                "name another folder or delete this one"
+            )
+
+
+class Federation:
+    """Clients and server of one run, in one process, over one frozen backbone."""
+
+    def __init__(self, config: RunConfig, adapter: Adapter, domains):
+        self.config, self.adapter, self.folder = config, adapter, config.folder
+        self.method = METHODS[config.method](config)
+        form = make_form(config.form, adapter.backbone.tokenizer, adapter.backbone.start)
+        self.clients = [
+            Client(ClientData(domain, adapter, form, config), ClientModel(dict(adapter.initial)))
+            for domain in domains
+        ]
+        self.shapes = {
+            name: (pair.B.shape[0], pair.A.shape[1]) for name, pair in adapter.initial.items()
+        }
+        self.events = runs.Events(self.folder / "events.jsonl")
+        self.rows: list[dict] = []
+        self.alphas: list[dict] = []
+
+    def run(self) -> None:
+        """All rounds that are left, then the evaluation."""
+        last = self._restore()
+        self.events.keep_rounds(last)
+        self.events.append("start", round=last, versions=runs.versions(), time=_now())
+        if self.method.rounds_needed:
+            self._rounds(last)
+        else:
+            for client in self.clients:
+                client.best = client.model
+        self._evaluate()
+
+    # Rounds
+
+    def _rounds(self, last: int) -> None:
+        config = self.config
+        a_round = config.local_epochs * sum(
+            tree.size for client in self.clients for tree in client.data.train_trunk.trees
+        )
+        bar = tqdm(
+            total=config.rounds * a_round,
+            initial=last * a_round,
+            desc=f"{config.dataset} {config.method} seed {config.seed}",
+            unit="tok",
+            unit_scale=True,
+            mininterval=1,
+        )
+        with bar:
+            for number in range(last + 1, config.rounds + 1):
+                self._round(number, bar)
+
+    def _round(self, number: int, bar: tqdm) -> None:
+        rows = {}
+        for client in self.clients:
+            begin = time.perf_counter()
+            self.method.begin(client, number)
+
+            def progress(tokens: int, loss: float, name: str = client.name) -> None:
+                bar.update(tokens)
+                bar.set_postfix_str(f"round {number} {name} loss {loss:.3f}", refresh=False)
+
+            rows[client.name] = train(client, self.adapter, self.method, number, progress)
+            rows[client.name]["seconds"] = time.perf_counter() - begin
+        up, down = self._exchange(number)
+        for client in self.clients:
+            row = rows[client.name]
+            # The model as the client would use it after this round.
+            loss = validation_loss(client, self.adapter)
+            if loss < client.best_loss:
+                client.best, client.best_loss = _copied(client.model), loss
+                client.best_round = number
+            own = self.adapter.updates(client.model.factors)
+            row = {
+                "round": number,
+                "client": client.name,
+                "train_loss": row["train_loss"],
+                "valid_loss": loss,
+                "bytes_up": up.get(client.name, 0),
+                "bytes_down": down.get(client.name, 0),
+                "seconds": round(row["seconds"], 3),
+                "update_norm": sum(norm(update).item() ** 2 for update in own.values()) ** 0.5,
+            }
+            self.rows.append(row)
+            self.events.append("client", **row)
+            self._note_alphas(client, number)
+        self._save(number)
+        self.events.append("round", round=number, time=_now())
+
+    def _exchange(self, number: int) -> tuple[dict[str, int], dict[str, int]]:
+        """One round trip through the wire; bytes sent and received per client."""
+        method, up, down, uploads = self.method, {}, {}, {}
+        for client in self.clients:
+            factors = method.upload(client, self.adapter)
+            if factors is not None:
+                payload = wire.encode(factors)
+                up[client.name] = len(payload)
+                # From here on the server knows only the bytes.
+                uploads[client.name] = wire.decode(
+                    payload, self.shapes, client.name, method.up_unit()
+                )
+        weights = {client.name: client.data.training.titles for client in self.clients}
+        downloads = method.aggregate(uploads, weights, number) if uploads else {}
+        for client in self.clients:
+            received = {}
+            for source, factors in sorted(downloads.get(client.name, {}).items()):
+                payload = wire.encode(factors)
+                down[client.name] = down.get(client.name, 0) + len(payload)
+                received[source] = wire.decode(payload, self.shapes, source, method.down_unit())
+            if received:
+                method.receive(client, received, self.adapter)
+        return up, down
+
+    def _note_alphas(self, client: Client, number: int) -> None:
+        mixture = client.model.mixture(self.adapter, self.config)
+        if mixture is None or not self.method.learns_alpha:
+            return
+        for layer, weights in mixture.per_module().items():
+            for source, alpha in zip(mixture.sources, weights.tolist(), strict=True):
+                row = {"round": number, "client": client.name, "source": source}
+                self.alphas.append({**row, "layer": layer, "alpha": alpha})
+
+    # State on disk
+
+    def _save(self, number: int) -> None:
+        """The state after a round; the JSON file is renamed last and names the tensor file."""
+        tensors: dict[str, torch.Tensor] = {}
+        state = {"round": number, "clients": {}}
+        for client in self.clients:
+            state["clients"][client.name] = {
+                "best_loss": client.best_loss,
+                "best_round": client.best_round,
+                "sources": sorted(client.model.foreign),
+                "incoming": sorted(client.incoming),
+                "best_sources": sorted(client.best.foreign) if client.best else None,
+            }
+            _flatten(tensors, f"{client.name}/model", client.model)
+            _flatten(tensors, f"{client.name}/best", client.best)
+            _flatten(tensors, f"{client.name}/incoming", ClientModel({}, client.incoming))
+        name = f"round-{number:03d}.safetensors"
+        with runs.atomic(self.folder / "checkpoint" / name) as beside:
+            save_file(tensors, beside)
+        state["tensors"] = name
+        columns = [c for c in runs.COLUMNS["rounds"] if c not in ("dataset", "method", "seed")]
+        runs.write_csv(self.folder / "rounds.csv", pd.DataFrame(self.rows, columns=columns))
+        columns = ["round", "client", "source", "layer", "alpha"]
+        runs.write_csv(self.folder / "alphas.csv", pd.DataFrame(self.alphas, columns=columns))
+        runs.write_json(self.folder / "checkpoint" / "state.json", state)
+        for old in (self.folder / "checkpoint").glob("round-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def _restore(self) -> int:
+        """Number of the last finished round, its state put back; 0 for a fresh run."""
+        path = self.folder / "checkpoint" / "state.json"
+        if not path.exists():
+            return 0
+        state = json.loads(path.read_text())
+        tensors = load_file(path.parent / state["tensors"])
+        for client in self.clients:
+            stored = state["clients"][client.name]
+            client.best_loss, client.best_round = stored["best_loss"], stored["best_round"]
+            client.model = _unflatten(tensors, f"{client.name}/model", stored["sources"])
+            client.best = _unflatten(tensors, f"{client.name}/best", stored["best_sources"] or [])
+            incoming = _unflatten(tensors, f"{client.name}/incoming", stored["incoming"])
+            client.incoming = incoming.foreign
+        last = state["round"]
+        for name, rows in (("rounds", self.rows), ("alphas", self.alphas)):
+            frame = pd.read_csv(self.folder / f"{name}.csv")
+            rows += frame[frame["round"] <= last].to_dict("records")
+        return last
+
+    # The end
+
+    def _evaluate(self) -> None:
+        ranks, choices = [], {}
+        begin = time.perf_counter()
+        for client in tqdm(self.clients, desc=f"ranking {self.config.method}", unit="client"):
+            frame, chosen = evaluate(client.data, client.best, self.adapter, self.config.method)
+            ranks.append(frame)
+            choices[client.name] = {**chosen, "best_round": client.best_round}
+            self._save_adapter(client)
+            self.events.append("evaluated", client=client.name, **choices[client.name])
+        ranks = pd.concat(ranks, ignore_index=True)
+        metrics = runs.metrics_of(ranks)
+        with runs.atomic(self.folder / "ranks.parquet") as beside:
+            ranks.to_parquet(beside, index=False)
+        runs.write_csv(self.folder / "metrics.csv", metrics)
+        if not self.method.rounds_needed:
+            self._empty_tables()
+        result = {
+            "config": self.config.stored(),
+            "versions": runs.versions(),
+            "choices": choices,
+            "ranking_seconds": round(time.perf_counter() - begin, 1),
+            "finished": _now(),
+        }
+        self.events.append("finished", time=result["finished"])
+        runs.write_json(self.folder / "result.json", result)
+
+    def _empty_tables(self) -> None:
+        for name in ("rounds", "alphas"):
+            columns = [c for c in runs.COLUMNS[name] if c not in ("dataset", "method", "seed")]
+            runs.write_csv(self.folder / f"{name}.csv", pd.DataFrame(columns=columns))
+
+    def _save_adapter(self, client: Client) -> None:
+        """The chosen own LoRA as PEFT writes it, and the foreign directions and alpha beside it."""
+        folder = self.folder / "adapters" / client.name
+        folder.mkdir(parents=True, exist_ok=True)
+        self.adapter.load(client.best.factors)
+        self.adapter.save(folder)
+        if any(client.best.foreign.values()):
+            tensors: dict[str, torch.Tensor] = {}
+            _flatten(tensors, "mixture", ClientModel({}, client.best.foreign, client.best.alpha))
+            with runs.atomic(folder / "mixture.safetensors") as beside:
+                save_file(tensors, beside, {"sources": ",".join(sorted(client.best.foreign))})
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _copied(model: ClientModel) -> ClientModel:
+    """Tensors of a model are replaced, never changed in place, so the containers suffice."""
+    return ClientModel(dict(model.factors), dict(model.foreign), model.alpha)
+
+
+def _flatten(tensors: dict[str, torch.Tensor], prefix: str, model: ClientModel | None) -> None:
+    if model is None:
+        return
+    parts: dict[str, Factors] = {"own": model.factors}
+    parts |= {f"from {source}": factors for source, factors in model.foreign.items()}
+    for label, factors in parts.items():
+        for name, pair in factors.items():
+            # Cloned: safetensors refuses tensors that share memory, as a shared start does.
+            tensors[f"{prefix}/{label}/{name}/A"] = pair.A.contiguous().clone()
+            tensors[f"{prefix}/{label}/{name}/B"] = pair.B.contiguous().clone()
+    if model.alpha is not None:
+        tensors[f"{prefix}/alpha"] = model.alpha.contiguous().clone()
+
+
+def _unflatten(tensors: dict[str, torch.Tensor], prefix: str, sources: list[str]) -> ClientModel:
+    model = ClientModel({}, {source: {} for source in sources}, tensors.get(f"{prefix}/alpha"))
+    for key in sorted(tensors):
+        if key.startswith(f"{prefix}/") and key.endswith("/A"):
+            label, name = key[len(prefix) + 1 : -2].split("/")
+            pair = LowRank(tensors[f"{key[:-1]}B"], tensors[key])
+            own = label == "own"
+            (model.factors if own else model.foreign[label.removeprefix("from ")])[name] = pair
+    return model

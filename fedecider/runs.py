@@ -1,0 +1,176 @@
+"""A run folder: what a run writes, and its results as tidy pandas frames.
+
+config.json         every setting, as validated
+events.jsonl        one JSON line an event: start, client, round, evaluated, finished
+rounds.csv          one row a client and round: losses, bytes up and down, seconds, update norm
+alphas.csv          one row a round, client, source and module
+checkpoint/         state after the last finished round (tensors and numbers)
+adapters/<client>/  the chosen model's own LoRA as PEFT saves it; mixture.safetensors beside it
+ranks.parquet       rank of every test user by every ranker
+metrics.csv         the same, averaged
+result.json         written last: a run that has it is finished
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pandas as pd
+
+from fedecider.metrics import summarise
+
+_RUN = ["dataset", "method", "seed"]
+COLUMNS = {
+    "metrics": [*_RUN, "domain", "protocol", "ranker", "metric", "value", "users", "run"],
+    "ranks": [*_RUN, "domain", "protocol", "ranker", "user_id", "rank"],
+    "alphas": [*_RUN, "round", "client", "source", "layer", "alpha"],
+    "rounds": [*_RUN, "round", "client", "train_loss", "valid_loss", "bytes_up", "bytes_down"]
+    + ["seconds", "update_norm"],
+}
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; renamed to it if all went well, deleted if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(beside)
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+
+
+def write_json(path: Path, content) -> None:
+    """Content as sorted, indented JSON, atomically."""
+    with atomic(path) as beside:
+        beside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """A frame as CSV, atomically; floats round-trip."""
+    with atomic(path) as beside:
+        frame.to_csv(beside, index=False)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a number."""
+    found = {}
+    for package in ("fedecider", "torch", "transformers", "peft", "numpy", "pandas"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+class Events:
+    """Appends events to a JSON-lines file; each line is whole or absent."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, kind: str, **content) -> None:
+        """One line, flushed to disk before this returns."""
+        line = json.dumps({"event": kind, **content}, sort_keys=True) + "\n"
+        with self.path.open("a") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> list[dict]:
+        """All events; a line torn by a kill (the last) is left out."""
+        if not self.path.exists():
+            return []
+        events = []
+        for line in self.path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                events.append(json.loads(line))
+        return events
+
+    def keep_rounds(self, last: int) -> None:
+        """Drop what came after round `last`: it is done again."""
+        kept = [event for event in self.read() if event.get("round", 0) <= last]
+        kept = [event for event in kept if event["event"] not in ("evaluated", "finished")]
+        with atomic(self.path) as beside:
+            beside.write_text("".join(json.dumps(e, sort_keys=True) + "\n" for e in kept))
+
+
+def metrics_of(ranks: pd.DataFrame) -> pd.DataFrame:
+    """Ranks of one run to one row a domain, method, protocol, ranker and metric."""
+    rows = []
+    keys = ["domain", "method", "protocol", "ranker"]
+    for key, group in ranks.groupby(keys, sort=True):
+        for metric, value in summarise(group["rank"].to_numpy()).items():
+            rows.append((*key, metric, value, len(group)))
+    return pd.DataFrame(rows, columns=[*keys, "metric", "value", "users"])
+
+
+def finished(folder: Path | str) -> list[Path]:
+    """Finished run folders below a folder, in sorted order."""
+    return sorted(path.parent for path in Path(folder).glob("**/result.json"))
+
+
+def _gather(folder: Path | str, name: str, read) -> pd.DataFrame:
+    frames = []
+    for run in finished(folder):
+        config = json.loads((run / "config.json").read_text())
+        frame = read(run)
+        for column in reversed(_RUN):
+            if column not in frame:
+                frame.insert(0, column, config[column])
+        if name == "metrics":
+            frame["run"] = run.relative_to(folder).as_posix()
+        frames.append(frame)
+    frames = [frame for frame in frames if len(frame)]
+    if not frames:
+        return pd.DataFrame(columns=COLUMNS[name])
+    return pd.concat(frames, ignore_index=True)[COLUMNS[name]]
+
+
+def _once(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Popularity is in every run with the same numbers: keep it once, with seed 0."""
+    popular = frame["method"] == "popularity"
+    once = frame[popular].assign(seed=0).drop_duplicates(["dataset", *keys])
+    return pd.concat([frame[~popular], once], ignore_index=True)
+
+
+def metrics(folder: Path | str) -> pd.DataFrame:
+    """Metrics of all finished runs below a folder, COLUMNS["metrics"]; empty without runs."""
+    frame = _gather(folder, "metrics", lambda run: pd.read_csv(run / "metrics.csv"))
+    return _once(frame, ["domain", "protocol", "metric"])
+
+
+def ranks(folder: Path | str) -> pd.DataFrame:
+    """Rank of every test user in all finished runs, COLUMNS["ranks"]."""
+    frame = _gather(folder, "ranks", lambda run: pd.read_parquet(run / "ranks.parquet"))
+    return _once(frame, ["domain", "protocol", "user_id"])
+
+
+def alphas(folder: Path | str) -> pd.DataFrame:
+    """Alpha history of all finished runs that learn one, COLUMNS["alphas"]."""
+    return _gather(folder, "alphas", lambda run: pd.read_csv(run / "alphas.csv"))
+
+
+def rounds(folder: Path | str) -> pd.DataFrame:
+    """Losses, bytes and seconds per round and client, COLUMNS["rounds"]."""
+    return _gather(folder, "rounds", lambda run: pd.read_csv(run / "rounds.csv"))
+
+
+def configs(folder: Path | str) -> pd.DataFrame:
+    """One row a run, finished or not: every setting, `run` and `finished`."""
+    rows = []
+    for path in sorted(Path(folder).glob("**/config.json")):
+        if path.parent.parent.name == "adapters":
+            continue
+        run = path.parent
+        done = (run / "result.json").exists()
+        rows.append({**json.loads(path.read_text()), "run": run.relative_to(folder).as_posix()})
+        rows[-1]["finished"] = done
+    columns = [*_RUN, "run", "finished"]
+    frame = pd.DataFrame(rows, columns=None if rows else columns)
+    return frame[columns + [c for c in frame.columns if c not in columns]]

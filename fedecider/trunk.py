@@ -1,0 +1,105 @@
+"""Hidden states below the first adapted block: the same for all methods, rounds, epochs and seeds.
+
+Where LoRA sits on the top K blocks only, everything below is a fixed function of the tokens. It is
+computed once and kept in a file named by its content (model, precision, block, tokens), which is
+mapped into memory afterwards. With LoRA on all blocks the trunk is the embedding and nothing is kept.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fedecider.backbone import Backbone, cache_folder
+from fedecider.sequences import Forest, Tree, pack
+
+_BUDGET = 2048  # tokens a forward; large enough for full matmul speed, small enough for the cache
+
+
+class Trunk:
+    """States (tokens, width) of many trees; `trunk[i]` is tree i's, `cat` joins several."""
+
+    def __init__(self, backbone: Backbone, trees: Sequence[Tree], first: int, label: str = "trunk"):
+        self.backbone, self.trees, self.first = backbone, list(trees), first
+        sizes = [tree.size for tree in self.trees]
+        self.ends = np.cumsum(sizes, dtype=np.int64)
+        self._states = _stored(backbone, self.trees, first, label) if first and sizes else None
+
+    def __len__(self) -> int:
+        return len(self.trees)
+
+    def forest(self, indices: Sequence[int]) -> Forest:
+        """The given trees as one packed row."""
+        return Forest(self.trees[index] for index in indices)
+
+    def cat(self, indices: Sequence[int], forest: Forest) -> Tensor:
+        """Their states, (T, width), in the order of the forest's row."""
+        if self._states is None:
+            return self.backbone.embed(forest.ids)[0]
+        parts = [
+            self._states[self.ends[index] - self.trees[index].size : self.ends[index]]
+            for index in indices
+        ]
+        return torch.cat(parts)
+
+
+def _key(backbone: Backbone, trees: list[Tree], first: int) -> str:
+    digest = hashlib.sha256(f"1 {backbone.identity} {first}".encode())
+    for tree in trees:
+        lengths = [len(tree.prompt), *map(len, tree.branches)]
+        digest.update(np.array([len(lengths), *lengths], dtype=np.int64).tobytes())
+        for piece in (tree.prompt, *tree.branches):
+            digest.update(np.array(piece, dtype=np.int32).tobytes())
+    return digest.hexdigest()[:32]
+
+
+@torch.no_grad()
+def compute(backbone: Backbone, trees: Sequence[Tree], first: int) -> Tensor:
+    """States of one packed row of trees below block `first`, (T, width), uncached."""
+    forest = Forest(trees)
+    return backbone.blocks(backbone.embed(forest.ids), forest.positions, forest, last=first)[0]
+
+
+def _stored(backbone: Backbone, trees: list[Tree], first: int, label: str) -> Tensor:
+    folder = cache_folder() / "trunk"
+    path = folder / f"{_key(backbone, trees, first)}.{str(backbone.dtype).removeprefix('torch.')}"
+    total = sum(tree.size for tree in trees) * backbone.width
+    wanted = total * backbone.dtype.itemsize
+    if not path.exists() or path.stat().st_size != wanted:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(prefix=".", dir=folder)
+        try:
+            with os.fdopen(handle, "wb") as file, _bar(trees, label) as bar:
+                for indices in pack([tree.size for tree in trees], _BUDGET):
+                    part = [trees[index] for index in indices]
+                    states = compute(backbone, part, first).cpu().contiguous()
+                    file.write(states.view(torch.uint8).numpy().tobytes())
+                    bar.update(sum(tree.size for tree in part))
+            Path(beside).replace(path)
+        finally:
+            Path(beside).unlink(missing_ok=True)
+    os.utime(path)  # so that `prune` drops what was used longest ago
+    return torch.from_file(str(path), size=total, dtype=backbone.dtype).view(-1, backbone.width)
+
+
+def _bar(trees: list[Tree], label: str) -> tqdm:
+    total = sum(tree.size for tree in trees)
+    return tqdm(total=total, desc=label, unit="tok", leave=False, mininterval=1)
+
+
+def prune(limit: int = 20 * 2**30) -> int:
+    """Delete the files used longest ago until at most `limit` bytes are left; returns bytes freed."""
+    files = sorted((cache_folder() / "trunk").glob("*.*"), key=lambda file: file.stat().st_mtime)
+    excess = freed = sum(file.stat().st_size for file in files) - limit
+    for file in files:
+        if excess <= 0:
+            break
+        excess -= file.stat().st_size
+        file.unlink(missing_ok=True)
+    return max(freed - max(excess, 0), 0) if freed > 0 else 0
