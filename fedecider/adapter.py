@@ -5,6 +5,7 @@ One frozen backbone serves every client: their factors are swapped in and out of
 """
 
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -48,7 +49,8 @@ class Adapter:
             task_type="CAUSAL_LM",
         )
         # PEFT draws from the global generator; it is drawn again below from an explicit one.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of a renamed property
             torch.manual_seed(seed)
             self.peft: PeftModel = get_peft_model(backbone.model, config)
         # A float64 model (tests of the theory) keeps its adapters in float64.

@@ -171,8 +171,7 @@ def _dense_copy(name: str) -> Path:
             dtype=torch.bfloat16,
         )
         # The mark of the GGUF quantiser would be read back as a quantised model.
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+        vars(model.config).pop("quantization_config", None)
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         try:
@@ -262,6 +261,9 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
                 revision += " ".join(str(p.stat().st_mtime_ns) for p in parts)
     model = model.to(device=place, dtype=precision).eval().requires_grad_(False)
     model.config.use_cache = False
+    # A strided row (the last position of a padded batch) would make matmul copy the output layer
+    # once a row.
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     identity = hashlib.sha256(f"{name} {revision} {precision} {place.type}".encode()).hexdigest()
     backbone = Backbone(model, tokenizer, name, place, precision, identity[:16])
     _check_layout(backbone)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import DynamicCache
 
 from fedecider.adapter import Adapter
 from fedecider.domains import Domain
@@ -139,9 +140,11 @@ def generate_titles(
             for row, index in enumerate(part):
                 ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
                 mask[row, width - len(prompts[index]) :] = 1
+            ids, mask = ids.to(backbone.device), mask.to(backbone.device)
             out = model.generate(
-                input_ids=ids.to(backbone.device),
-                attention_mask=mask.to(backbone.device),
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=_prompt_cache(model, ids, mask, beams),
                 num_beams=beams,
                 do_sample=False,
                 min_new_tokens=2,
@@ -156,6 +159,26 @@ def generate_titles(
                 titles[index] = new[:stop] or new[:1]
             bar.update(len(part))
     return titles
+
+
+def _prompt_cache(model, ids: torch.Tensor, mask: torch.Tensor, beams: int):
+    """Keys and values of the prompts but their last token, once a user and then repeated a beam.
+
+    `generate` alone would run every prompt through the model once a beam.
+    """
+    if ids.shape[1] < 2:
+        return None
+    cache = DynamicCache(config=model.config)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    model.model(
+        input_ids=ids[:, :-1],
+        attention_mask=mask[:, :-1],
+        position_ids=positions[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    cache.batch_repeat_interleave(beams)
+    return cache
 
 
 @torch.no_grad()

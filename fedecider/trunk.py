@@ -1,8 +1,8 @@
 """Hidden states below the first adapted block: the same for all methods, rounds, epochs and seeds.
 
 Where LoRA sits on the top K blocks only, everything below is a fixed function of the tokens. It is
-computed once and kept in a file named by its content (model, precision, block, tokens), which is
-mapped into memory afterwards. With LoRA on all blocks the trunk is the embedding and nothing is kept.
+computed once and kept in a file named by its content (model, precision, block, tokens), which
+is mapped into memory afterwards. With LoRA on all blocks the trunk is the embedding and nothing is kept.
 """
 
 import hashlib
@@ -94,12 +94,12 @@ def _bar(trees: list[Tree], label: str) -> tqdm:
 
 
 def prune(limit: int = 20 * 2**30) -> int:
-    """Delete the files used longest ago until at most `limit` bytes are left; returns bytes freed."""
+    """Delete the files used longest ago until at most `limit` bytes are left; bytes freed."""
     files = sorted((cache_folder() / "trunk").glob("*.*"), key=lambda file: file.stat().st_mtime)
-    excess = freed = sum(file.stat().st_size for file in files) - limit
+    excess, freed = sum(file.stat().st_size for file in files) - limit, 0
     for file in files:
-        if excess <= 0:
+        if freed >= excess:
             break
-        excess -= file.stat().st_size
+        freed += file.stat().st_size
         file.unlink(missing_ok=True)
-    return max(freed - max(excess, 0), 0) if freed > 0 else 0
+    return freed

@@ -1,0 +1,281 @@
+"""Raw files as a stream of Arrow batches, each row with its line number.
+
+Files are read in blocks of fixed size, so memory stays bounded whatever the file's length, and a
+truncated or foreign file is an error that names it. DuckDB parses the batches in parallel.
+"""
+
+import gzip
+import io
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+BLOCK = 16 * 2**20
+SNIFFED = 100  # non-empty lines looked at before a file is said to be of another format
+_NOT_TEXT = b'"not UTF-8"'  # stands for an undecodable line: valid to DuckDB, no JSON object
+
+
+class FormatError(ValueError):
+    """A file is not what it should be: the message names file, line and what was expected."""
+
+
+@contextmanager
+def opened(path: Path, progress: bool = False) -> Iterator[io.BufferedIOBase]:
+    """The file's decompressed bytes, with a bar over the compressed ones.
+
+    Raises FileNotFoundError, and FormatError if the name ends in .gz and the content does not
+    begin as gzip. Read through `read_block`, which reports a stream that ends early.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    size = path.stat().st_size
+    with (
+        path.open("rb") as raw,
+        tqdm(
+            total=size, desc=path.name, unit="B", unit_scale=True, leave=False, disable=not progress
+        ) as bar,
+    ):
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if path.suffix == ".gz" and not packed:
+            raise FormatError(f"{path}: expected a gzip file, but it does not begin as one")
+        stream = gzip.GzipFile(fileobj=raw) if packed else raw
+        yield _Watched(stream, raw, bar, path)
+
+
+class _Watched(io.RawIOBase):
+    """A readable stream that moves a progress bar and names its file in every error."""
+
+    def __init__(self, stream, raw, bar, path: Path):
+        self._stream, self._raw, self._bar, self._path = stream, raw, bar, path
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            block = self._stream.read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise FormatError(
+                f"{self._path}: the gzip stream is truncated or damaged ({error}); "
+                "expected a complete file, fetch it again"
+            ) from None
+        self._bar.update(self._raw.tell() - self._bar.n)
+        return block
+
+    def readinto(self, target) -> int:
+        block = self.read(len(target))
+        target[: len(block)] = block
+        return len(block)
+
+
+def line_batches(path: Path, progress: bool = False, block: int = BLOCK) -> Iterator[pa.Table]:
+    """Batches of the columns `line` (int64, from 1) and `text` (string, with its line end)."""
+    number, rest = 1, b""
+    with opened(path, progress) as stream:
+        while True:
+            data = stream.read(block)
+            if number == 1 and not rest:
+                data = data.removeprefix(b"\xef\xbb\xbf")
+            end = data.rfind(b"\n") + 1 if data else 0
+            if data and not end:
+                rest += data
+                continue
+            chunk, rest = (rest + data[:end], data[end:]) if data else (rest, b"")
+            if chunk:
+                table = _lines(chunk, number)
+                number += table.num_rows
+                yield table
+            if not data:
+                return
+
+
+def _lines(chunk: bytes, first: int) -> pa.Table:
+    try:
+        chunk.decode("utf-8")
+    except UnicodeDecodeError:
+        chunk = b"".join(map(_text_or_mark, chunk.splitlines(keepends=True)))
+    buffer = np.frombuffer(chunk, dtype=np.uint8)
+    ends = np.flatnonzero(buffer == ord("\n")) + 1
+    if not len(ends) or ends[-1] != len(buffer):
+        ends = np.append(ends, len(buffer))
+    offsets = np.concatenate([[0], ends]).astype(np.int64)
+    text = pa.LargeStringArray.from_buffers(
+        len(ends), pa.py_buffer(offsets.tobytes()), pa.py_buffer(chunk)
+    )
+    return pa.table({"line": np.arange(first, first + len(ends), dtype=np.int64), "text": text})
+
+
+def _text_or_mark(line: bytes) -> bytes:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return _NOT_TEXT + (b"\n" if line.endswith(b"\n") else b"")
+    return line
+
+
+def sniff(path: Path, formats: dict[str, list[tuple[str, ...]]]) -> str:
+    """The format whose fields most of the file's first lines carry.
+
+    formats: name -> the fields that a line must have, each a tuple of accepted names.
+    Raises FormatError if none of the first 100 non-empty lines fits any format.
+    """
+    votes, seen, first = Counter(), 0, None
+    with opened(path) as stream:
+        lines = io.BufferedReader(stream, 2**16)
+        for number, line in enumerate(lines, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not line.strip():
+                continue
+            seen += 1
+            first = first or (number, line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict):
+                for name, fields in formats.items():
+                    if all(any(key in record for key in keys) for keys in fields):
+                        votes[name] += 1
+            if seen == SNIFFED:
+                break
+    wanted = " or ".join(
+        f"{', '.join('/'.join(keys) for keys in fields)} ({name})"
+        for name, fields in formats.items()
+    )
+    if first is None:
+        raise FormatError(f"{path}: the file is empty; expected JSON lines with {wanted}")
+    if not votes:
+        shown = first[1][:60].decode("utf-8", "replace").strip()
+        raise FormatError(
+            f"{path}: line {first[0]} and the {seen - 1} after it: expected one JSON object a line "
+            f"with the fields {wanted}, found {shown!r}"
+        )
+    return max(formats, key=lambda name: votes[name])
+
+
+def table_batches(
+    path: Path,
+    required: list[str],
+    optional: list[str],
+    rejected: Counter,
+    progress: bool = False,
+    either: tuple[str, ...] = (),
+) -> Iterator[pa.Table]:
+    """Batches of a CSV (plain or gz) or Parquet table: `line` and the named columns as strings.
+
+    `line` counts the rows from 1 (without the header); an absent optional column is all null.
+    either: optional columns of which one has to be there. CSV rows with another number of fields
+    than the header, or with a line break in a named field, are counted in `rejected`.
+    Raises FormatError if columns are missing.
+    """
+    wanted = required + optional
+    if path.suffix == ".parquet":
+        names, rows = _parquet(path, wanted)
+        _check_columns(path, names, required, either)
+        yield from _with_lines(rows, names, wanted)
+        return
+    with opened(path, progress) as stream:
+
+        def skip(row: pa_csv.InvalidRow) -> str:
+            rejected["broken line"] += 1 + (row.text or "").strip("\r\n").count("\n")
+            return "skip"
+
+        names = _header(path)
+        _check_columns(path, names, required, either)
+        included = [name for name in wanted if name in names]
+        try:
+            reader = pa_csv.open_csv(
+                pa.PythonFile(stream, mode="r"),
+                read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK),
+                parse_options=pa_csv.ParseOptions(
+                    newlines_in_values=True, invalid_row_handler=skip
+                ),
+                convert_options=pa_csv.ConvertOptions(
+                    column_types={name: pa.string() for name in names},
+                    include_columns=included,
+                    strings_can_be_null=True,
+                    null_values=[""],
+                    quoted_strings_can_be_null=True,
+                ),
+            )
+            whole = (_without_breaks(batch, included, rejected) for batch in reader)
+            yield from _with_lines(whole, names, wanted)
+        except pa.ArrowInvalid as error:
+            reason = str(error).split(". ")[0]
+            raise FormatError(
+                f"{path}: expected a UTF-8 CSV file with the columns {', '.join(wanted)} ({reason})"
+            ) from None
+
+
+def _without_breaks(batch: pa.RecordBatch, names: list[str], rejected: Counter) -> pa.RecordBatch:
+    """The rows without a line break in a field.
+
+    An open quote swallows the lines up to the next quote, which may give a row that looks right;
+    so such a row and all the lines in it are counted as broken.
+    """
+    breaks = sum(
+        pc.fill_null(pc.count_substring(batch.column(name), "\n"), 0).to_numpy() for name in names
+    )
+    if not breaks.any():
+        return batch
+    rejected["broken line"] += int((breaks[breaks > 0] + 1).sum())
+    return batch.filter(pa.array(breaks == 0))
+
+
+def _header(path: Path) -> list[str]:
+    with opened(path) as stream:
+        first = io.BufferedReader(stream, 2**16).readline(2**16)
+    try:
+        line = first.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: line 1: expected a UTF-8 CSV header") from None
+    return [name.strip().strip('"') for name in line.split(",")] if line else []
+
+
+def _check_columns(path: Path, names: list[str], required: list[str], either: tuple) -> None:
+    if either and not set(either) & set(names) and set(required) <= set(names):
+        raise FormatError(
+            f"{path}: line 1: expected a column {' or '.join(either)} beside "
+            f"{', '.join(required)}, found neither"
+        )
+    missing = [name for name in required if name not in names]
+    if missing:
+        found = ", ".join(names)[:80] or "nothing"
+        raise FormatError(
+            f"{path}: line 1: expected the columns {', '.join(required)}, "
+            f"{', '.join(missing)} is missing (found {found})"
+        )
+
+
+def _parquet(path: Path, wanted: list[str]):
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise FormatError(f"{path}: expected a Parquet file ({error})") from None
+    names = file.schema_arrow.names
+    return names, file.iter_batches(2**17, columns=[name for name in wanted if name in names])
+
+
+def _with_lines(rows, names: list[str], wanted: list[str]) -> Iterator[pa.Table]:
+    number = 1
+    for batch in rows:
+        columns = {"line": np.arange(number, number + batch.num_rows, dtype=np.int64)}
+        number += batch.num_rows
+        for name in wanted:
+            columns[name] = (
+                batch.column(name) if name in names else pa.nulls(batch.num_rows, pa.string())
+            )
+        yield pa.table(columns)

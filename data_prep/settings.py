@@ -1,0 +1,53 @@
+"""The settings of a preparation, validated once, written into every domain's meta.json."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """How raw files become domains. Unknown names and impossible values raise pydantic's error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["goodreads", "amazon", "plain", "planted"] = Field(
+        description="format of the source: published dumps, plain tables, or generated dumps"
+    )
+    domains: list[str] | None = Field(
+        default=None, description="names of the domains to prepare; None: all that are found"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the candidates and of max_users")
+    user_core: int = Field(
+        default=5, ge=3, description="fewest interactions of a user (3: one for each split)"
+    )
+    item_core: int = Field(default=5, ge=1, description="fewest interactions of an item")
+    negatives: int = Field(default=99, ge=1, description="unseen items in a candidate list")
+    title_length: int = Field(
+        default=80, ge=8, description="most characters of a title, cut at a word boundary"
+    )
+    strip_series: bool = Field(
+        default=True, description='drop a trailing series mark such as "(Harry Potter, #1)"'
+    )
+    only_read: bool = Field(
+        default=False, description="Goodreads: keep only books that the user marked as read"
+    )
+    max_users: int | None = Field(
+        default=None,
+        ge=1,
+        description="most users of a domain, drawn by a seeded hash of the user id among those "
+        "that pass the core filter, which then runs again",
+    )
+    planted_users: int = Field(default=400, ge=10, description="planted: users of a domain")
+    planted_items: int = Field(default=320, ge=16, description="planted: items of a domain")
+    planted_history: int = Field(default=14, ge=6, description="planted: mean history length")
+    memory: str = Field(
+        default="2GB",
+        pattern=r"^[1-9]\d*(MB|GB|TB)$",
+        description="DuckDB's memory limit; beyond it, disk",
+    )
+    threads: int | None = Field(default=None, ge=1, description="DuckDB's threads; None: all")
+    progress: bool = Field(default=True, description="show progress bars")
+
+    def recorded(self) -> dict:
+        """The settings that can change the result (for meta.json): not memory, threads, bars."""
+        return self.model_dump(exclude={"memory", "threads", "progress"})

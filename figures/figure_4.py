@@ -1,0 +1,289 @@
+r"""Figure 4: item distances, user distances and learned weights alpha, side by side.
+
+The question behind it: does a client learn to weigh near domains higher than far ones? The paper
+shows the heat maps; the rank correlations below them, and the planted affinities of generated
+data, are ours. Rows are the clients that learn, columns the sources. The diagonal is hatched: a
+client has no weight for its own direction.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from figures import frames, style
+
+_SIGNED = "RdBu_r"  # the palette of alpha, whose sign is free
+_COLUMNS = ("dataset", "method", "seed", "round", "client", "source", "layer", "alpha")
+
+
+def last_round(alphas: pd.DataFrame, dataset: str, method: str = "fedecider") -> pd.DataFrame:
+    """The rows of one data set and method at the last round of each seed."""
+    frames.require(alphas, _COLUMNS, "alphas")
+    rows = alphas[(alphas["dataset"] == dataset) & (alphas["method"] == method)]
+    last = rows.groupby("seed")["round"].transform("max")
+    return rows[rows["round"] == last].reset_index(drop=True)
+
+
+def alpha_matrix(alphas: pd.DataFrame, domains: list[str] | None = None) -> pd.DataFrame:
+    """Square frame (client x source) of the mean alpha: over layers, then over seeds.
+
+    ``alphas`` holds one round a seed, of one data set and method (see :func:`last_round`);
+    anything else is a ValueError. The diagonal and cells without rows are missing (NaN).
+    """
+    frames.require(alphas, _COLUMNS, "alphas")
+    for columns in (["dataset"], ["method"], ["seed", "round"]):
+        kinds = alphas[columns].drop_duplicates()
+        allowed = 1 if columns != ["seed", "round"] else alphas["seed"].nunique()
+        if len(kinds) > max(allowed, 1):
+            raise ValueError(
+                f"the alphas frame holds several values of {columns[-1]} "
+                f"({', '.join(map(str, sorted(set(kinds[columns[-1]]))))}); expected one"
+            )
+    if domains is None:
+        domains = sorted(set(alphas["client"]) | set(alphas["source"]))
+    per_seed = alphas.groupby(["client", "source", "seed"])["alpha"].mean()
+    mean = per_seed.groupby(["client", "source"]).mean()
+    square = pd.DataFrame(np.nan, index=domains, columns=domains)
+    for (client, source), value in mean.items():
+        if client != source and client in square.index and source in square.columns:
+            square.loc[client, source] = value
+    return square
+
+
+def alpha_correlations(
+    alpha: pd.DataFrame,
+    item_distance: pd.DataFrame | None = None,
+    user_distance: pd.DataFrame | None = None,
+    affinity: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Spearman's rank correlation of alpha with closeness, over the off-diagonal cells.
+
+    All arguments are square frames over domains (rows learn, columns are sources); closeness is
+    minus the distance. Returns one row for each argument given: against ("item closeness", "user
+    closeness", "planted affinity"), spearman, n (cells with both numbers). Ties get their mean
+    rank. With fewer than 3 distinct pairs, or a constant side, there is no correlation (NaN).
+    The cells depend on each other, so no p-value is attached.
+    """
+    others = {
+        "item closeness": None if item_distance is None else -item_distance,
+        "user closeness": None if user_distance is None else -user_distance,
+        "planted affinity": affinity,
+    }
+    _square(alpha, "alpha")
+    rows = []
+    for against, other in others.items():
+        if other is None:
+            continue
+        _square(other, against)
+        other = other.reindex(index=alpha.index, columns=alpha.columns)
+        off = ~np.eye(len(alpha), dtype=bool)
+        pairs = pd.DataFrame(
+            {"a": alpha.to_numpy(float)[off], "b": other.to_numpy(float)[off]}
+        ).dropna()
+        distinct = len(pairs.drop_duplicates())
+        defined = distinct >= 3 and pairs["a"].nunique() > 1 and pairs["b"].nunique() > 1
+        ranks = pairs.rank()
+        value = float(np.corrcoef(ranks["a"], ranks["b"])[0, 1]) if defined else math.nan
+        rows.append((against, value, len(pairs)))
+    return pd.DataFrame(rows, columns=["against", "spearman", "n"])
+
+
+def planted_affinity(file: str | Path) -> pd.DataFrame | None:
+    """The square frame in ``affinity.json`` ({"domains": [...], "affinity": [[...]]}).
+
+    None where there is no such file (real data has no known affinity); ValueError if the file is
+    not of that form.
+    """
+    file = Path(file)
+    if not file.exists():
+        return None
+    try:
+        planted = json.loads(file.read_text(encoding="utf-8"))
+        domains, values = planted["domains"], np.asarray(planted["affinity"], dtype=float)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: expected JSON with 'domains' and 'affinity' (rows of numbers): {error}"
+        ) from error
+    if values.shape != (len(domains), len(domains)):
+        raise ValueError(
+            f"{file}: affinity has shape {values.shape}; expected {len(domains)} x {len(domains)}"
+        )
+    return pd.DataFrame(values, index=domains, columns=domains)
+
+
+def alpha_heatmap(
+    alphas: pd.DataFrame,
+    item_distance: pd.DataFrame | None,
+    user_distance: pd.DataFrame | None,
+    affinity: pd.DataFrame | None = None,
+    *,
+    dataset: str,
+) -> Figure:
+    """Item distance, user distance, learned alpha and, where known, planted affinity.
+
+    ``alphas``: tidy rows of one round (see :func:`last_round`), may be empty; the distances and
+    the affinity are square frames over domains. A distance that is None leaves a panel that says
+    "not computed", empty alphas one that says "not run"; with nothing at all the figure is a note.
+    Only domains that took part in the runs are shown; without runs, those of the distances.
+    Raises ValueError for a frame that is not square or alphas that hold more than one round.
+    """
+    title = f"{style.dataset_label(dataset)}: how near the domains are, and what the clients learn"
+    known = [frame for frame in (item_distance, user_distance, affinity) if frame is not None]
+    for frame in known:
+        _square(frame, "distance or affinity")
+    domains = list(dict.fromkeys(name for frame in known for name in frame.index))
+    if len(alphas):
+        learned = set(alphas["client"]) | set(alphas["source"])
+        domains = [d for d in domains if d in learned] + sorted(learned - set(domains))
+    if not domains:
+        return style.note("No finished run, and no prepared data to measure.", title=title)
+
+    alpha = alpha_matrix(alphas, domains)
+    panels = [
+        ("Item distance", item_distance, "Purples", "not computed"),
+        ("User distance", user_distance, "Purples", "not computed"),
+        (r"Learned $\alpha$", alpha if len(alphas) else None, _SIGNED, "not run"),
+    ]
+    if affinity is not None:
+        panels.append(("Planted affinity", affinity, "Greens", ""))
+    with style.context():
+        labels = [style.wrapped(style.domain_label(domain), 15) for domain in domains]
+        # Placed by hand, in inches: the layout engines of matplotlib leave too little room for
+        # slanted labels under axes of fixed aspect.
+        side, gap = max(2.1, 0.56 * len(domains)), 0.3
+        letters = max(len(line) for label in labels for line in label.splitlines())
+        left, bottom = 0.45 + 0.07 * letters, 0.88 + 0.052 * letters
+        width = left + len(panels) * (side + gap)
+        height = bottom + side + 1.05
+        figure = style.canvas(max(width, 7.6), height)
+        figure.set_layout_engine("none")
+        left += max(7.6 - width, 0) / 2
+        for i, (name, square, palette, missing) in enumerate(panels):
+            x, y, w, h = left + i * (side + gap), bottom, side, side
+            size = (figure.get_figwidth(), height)
+            axes = figure.add_axes((x / size[0], y / size[1], w / size[0], h / size[1]))
+            bar = figure.add_axes(
+                (
+                    (x + 0.08 * w) / size[0],
+                    (y + h + 0.1) / size[1],
+                    0.84 * w / size[0],
+                    0.09 / size[1],
+                )
+            )
+            if square is not None:
+                square = square.reindex(index=domains, columns=domains)
+            _panel(axes, bar, name, square, palette, missing)
+            axes.set_xlim(-0.5, len(domains) - 0.5)
+            axes.set_ylim(len(domains) - 0.5, -0.5)
+            axes.set_xticks(
+                range(len(domains)),
+                labels,
+                rotation=45,
+                ha="right",
+                rotation_mode="anchor",
+                linespacing=0.9,
+            )
+            axes.set_yticks(range(len(domains)), labels if i == 0 else [])
+            axes.tick_params(length=0)
+            axes.text(0.5, -(bottom - 0.62) / side, "source", transform=axes.transAxes, ha="center")
+        figure.text(0.1 / size[0], (bottom + side / 2) / height, "client that learns", rotation=90)
+        figure.texts[-1].set(va="center", ha="left")
+        figure.suptitle(title, y=1 - 0.12 / height, va="top")
+        correlations = alpha_correlations(alpha, item_distance, user_distance, affinity)
+        figure.text(0.5, 0.3 / height, _caption(alphas, correlations), ha="center", va="center")
+    return figure
+
+
+def _panel(
+    axes: Axes, bar: Axes, name: str, square: pd.DataFrame | None, palette: str, missing: str
+) -> None:
+    """Draws one square with its colour bar; without a square, a word that says why."""
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=style.FAINT, linewidth=0.8)
+    if square is None:
+        bar.set_axis_off()
+        bar.set_title(name)
+        axes.text(0.5, 0.5, missing, transform=axes.transAxes, ha="center", va="center")
+        return
+    size = len(square)
+    values = square.to_numpy(float).copy()
+    np.fill_diagonal(values, np.nan)
+    finite = values[np.isfinite(values)]
+    power, digits = _digits(finite)
+    values, finite = values / 10.0**power, finite / 10.0**power
+    low, high = float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
+    if palette == _SIGNED:  # white is zero
+        reach = float(np.abs(finite).max(initial=0.0)) or 1.0
+        norm = Normalize(-reach, reach)
+    else:
+        norm = Normalize(low, high) if low < high else Normalize(0, max(high, 1.0))
+    colors = colormaps[palette]
+    for r in range(size):
+        for c in range(size):
+            value = values[r, c]
+            face = colors(norm(value)) if np.isfinite(value) else "white"
+            hatch, edge = ("////", "#c8c8c8") if r == c else (None, "white")
+            cell = Rectangle((c - 0.5, r - 0.5), 1, 1, facecolor=face, edgecolor=edge, hatch=hatch)
+            axes.add_patch(cell)
+            if r != c:
+                text = style.number(value, digits) if np.isfinite(value) else "–"
+                ink = style.ink_on(face)
+                axes.text(c, r, text, ha="center", va="center", color=ink, fontsize=8)
+    Colorbar(bar, cmap=colors, norm=norm, orientation="horizontal", ticklocation="top")
+    bar.set_xticks(
+        [norm.vmin, (norm.vmin + norm.vmax) / 2, norm.vmax],
+        [style.number(v, digits) for v in (norm.vmin, (norm.vmin + norm.vmax) / 2, norm.vmax)],
+    )
+    bar.tick_params(labelsize=7, length=2)
+    bar.set_title(name + (rf" ($\times 10^{{{power}}}$)" if power else ""))
+
+
+def _digits(finite: np.ndarray) -> tuple[int, int]:
+    """A power of ten to take out, and decimals that show the values and how they differ."""
+    largest = float(np.abs(finite).max(initial=0.0))
+    if largest == 0:
+        return 0, 2
+    exponent = math.floor(math.log10(largest))
+    power = 0 if -2 <= exponent <= 3 else exponent
+    digits = 2 + power - exponent - (power == 0 and exponent < 0)
+    apart = float(np.ptp(finite)) / 10.0**power
+    if apart > 0:
+        digits = max(digits, 1 - math.floor(math.log10(apart)))
+    return power, int(np.clip(digits, 0, 3))
+
+
+def _caption(alphas: pd.DataFrame, correlations: pd.DataFrame) -> str:
+    if alphas.empty:
+        return "no finished run: nothing learned to compare with"
+    rounds = sorted({int(value) for value in alphas["round"]})
+    layers, seeds = alphas["layer"].nunique(), alphas["seed"].nunique()
+    when = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
+    first = (
+        rf"$\alpha$: {when}, mean over {layers} layer{'s' * (layers != 1)} "
+        f"and {seeds} seed{'s' * (seeds != 1)}"
+    )
+    if correlations.empty:
+        return first
+    parts = []
+    for row in correlations.itertuples():
+        known = not math.isnan(row.spearman)
+        value = style.number(row.spearman, 2, sign=True) if known else "n/a"
+        parts.append(f"{row.against} {value} (n = {row.n})")
+    return f"{first}\nSpearman, off-diagonal cells, with: " + "; ".join(parts)
+
+
+def _square(frame: pd.DataFrame, name: str) -> None:
+    if list(frame.index) != list(frame.columns) or not frame.index.is_unique:
+        raise ValueError(
+            f"the {name} frame must be square with equal, unique row and column names; "
+            f"rows {list(frame.index)}, columns {list(frame.columns)}"
+        )

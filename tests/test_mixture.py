@@ -1,0 +1,283 @@
+"""The adapted layer, and the paper's lemmas and propositions on a float64 model."""
+
+import pytest
+import torch
+from peft import PeftModel
+from toy import write_domains
+
+from fedecider.adapter import Adapter
+from fedecider.backbone import load
+from fedecider.direction import LowRank, combine, direction, inner
+from fedecider.likelihood import nll
+from fedecider.mixture import Mixture, group_index, initial_alpha
+from fedecider.sequences import Forest, Tree
+from fedecider.trunk import compute
+
+IDS = [0, *range(20, 60)]
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load("tiny", "cpu", "float64")
+
+
+@pytest.fixture
+def adapter(backbone):
+    with Adapter(backbone, 2, 4, ["q_proj", "v_proj", "down_proj"], seed=1) as adapter:
+        yield adapter
+
+
+def some_factors(adapter, seed, rank=2, scale=0.1, only=None):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: LowRank(
+            torch.randn(pair.B.shape[0], rank, generator=generator, dtype=torch.float64) * scale,
+            torch.randn(rank, pair.A.shape[1], generator=generator, dtype=torch.float64) * scale,
+        )
+        for name, pair in adapter.initial.items()
+        if only is None or only in name
+    }
+
+
+def as_directions(factors):
+    return {name: direction(update) for name, update in factors.items()}
+
+
+def loss(adapter, ids=IDS):
+    forest = Forest([Tree(ids[:-1])])
+    states = adapter.backbone.embed(forest.ids)[0]
+    hidden = adapter.hidden(states, forest)
+    return nll(hidden, adapter.backbone.head, torch.tensor(ids[1:])).mean()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_alpha_zero_is_bit_equal_to_plain_lora(dtype):
+    plain = load("tiny", "cpu", dtype)
+    with Adapter(plain, 2, 4, ["q_proj", "v_proj"]) as adapter:
+        adapter.load(some_factors(adapter, 3))
+        foreign = {"a": as_directions(some_factors(adapter, 4)), "b": some_factors(adapter, 5)}
+        forest = Forest([Tree(IDS)])
+        states = plain.embed(forest.ids)[0]
+        with torch.no_grad():
+            own = adapter.hidden(states, forest)
+            with Mixture(adapter, foreign, torch.zeros(1, 2)):
+                mixed = adapter.hidden(states, forest)
+            with Mixture(adapter, foreign, torch.ones(1, 2)):
+                moved = adapter.hidden(states, forest)
+            after = adapter.hidden(states, forest)
+        assert torch.equal(own, mixed) and torch.equal(own, after)
+        assert not torch.equal(own, moved)
+
+
+@pytest.mark.parametrize("scope", ["client", "layer", "module"])
+def test_mixture_equals_the_dense_sum(adapter, scope):
+    """y = W0 x + gamma B A x + sum_j alpha_j D_j x, with other ranks and absent modules."""
+    own = some_factors(adapter, 6)
+    foreign = {
+        "x": as_directions(some_factors(adapter, 7, rank=3)),
+        "y": as_directions(some_factors(adapter, 8, rank=1, only="v_proj")),
+    }
+    rows = max(group_index(adapter, scope).values()) + 1
+    alpha = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    adapter.load(own)
+    with torch.no_grad(), Mixture(adapter, foreign, alpha, scope):
+        mixed = loss(adapter)
+    adapter.load(adapter.initial)  # B = 0: what is left is W0
+    before = {}
+    with torch.no_grad():
+        for name, module in adapter.modules.items():
+            weight = module.base_layer.weight
+            before[name] = weight.clone()
+            weights = alpha[group_index(adapter, scope)[name]]
+            parts = [own[name].scaled(adapter.gamma)]
+            parts += [
+                foreign[source][name].scaled(weights[place])
+                for place, source in enumerate(sorted(foreign))
+                if name in foreign[source]
+            ]
+            total = combine(parts, [1.0] * len(parts))
+            weight += total.B @ total.A
+        dense = loss(adapter)
+        for name, module in adapter.modules.items():
+            module.base_layer.weight.copy_(before[name])
+    assert abs(mixed - dense) < 1e-10
+    assert abs(mixed - loss(adapter)) > 1e-6
+
+
+@pytest.mark.parametrize("scope", ["client", "layer", "module"])
+def test_lemma_3_alpha_gradient_is_the_inner_product(adapter, scope):
+    """dF / d alpha_ij = <grad F(W), D_j>_F, summed over the layers that share alpha_ij."""
+    adapter.load(some_factors(adapter, 9))
+    foreign = {
+        name: as_directions(some_factors(adapter, seed)) for name, seed in (("p", 1), ("q", 2))
+    }
+    groups = group_index(adapter, scope)
+    alpha = torch.full((max(groups.values()) + 1, 2), 0.3, dtype=torch.float64)
+    weights = [module.base_layer.weight.requires_grad_(True) for module in adapter.modules.values()]
+    mixture = Mixture(adapter, foreign, alpha, scope)
+    with mixture:
+        loss(adapter).backward()
+    expected = torch.zeros_like(alpha)
+    for (name, row), weight in zip(groups.items(), weights, strict=True):
+        for place, source in enumerate(sorted(foreign)):
+            pair = foreign[source][name]
+            expected[row, place] += (weight.grad * (pair.B @ pair.A)).sum()
+        weight.requires_grad_(False)
+        weight.grad = None
+    assert expected.abs().max() > 1e-4
+    assert (mixture.alpha.grad - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def dense_gradient(adapter, name):
+    weight = adapter.modules[name].base_layer.weight.requires_grad_(True)
+    loss(adapter).backward()
+    gradient = weight.grad.clone()
+    weight.requires_grad_(False)
+    weight.grad = None
+    for parameter in adapter.parameters():
+        parameter.grad = None
+    return gradient
+
+
+def low_rank(matrix, rank=2):
+    U, S, Vt = torch.linalg.svd(matrix, full_matrices=False)
+    return LowRank(U[:, :rank] * S[:rank], Vt[:rank])
+
+
+def test_proposition_2_harmful_directions_lose_weight(adapter):
+    """The direction along the gradient is harmful, against it beneficial (definition 1)."""
+    adapter.load(some_factors(adapter, 10))
+    name = next(name for name in adapter.names if "v_proj" in name)
+    slope = low_rank(dense_gradient(adapter, name))
+    harmful, beneficial = direction(slope), direction(slope.scaled(-1.0))
+    foreign = {"bad": {name: harmful}, "good": {name: beneficial}}
+    mixture = Mixture(adapter, foreign, torch.full((1, 2), 0.1))
+    optimizer = torch.optim.SGD([mixture.alpha], lr=0.01)
+    with mixture:
+        before = loss(adapter)
+        before.backward()
+        optimizer.step()
+        after = loss(adapter)
+    bad, good = mixture.alpha.detach()[0].tolist()
+    assert bad < 0.1 < good
+    assert after < before
+
+
+def test_lemma_1_the_remainder_falls_as_the_square(adapter):
+    adapter.load(some_factors(adapter, 11))
+    gradients = {name: low_rank(dense_gradient(adapter, name), 64) for name in adapter.names}
+    step = as_directions(some_factors(adapter, 12))
+    slope = sum(inner(gradients[name], step[name]) for name in adapter.names)
+    remainders = []
+    with torch.no_grad():
+        start = loss(adapter)
+        for size in (1e-2, 5e-3, 2.5e-3):
+            with Mixture(adapter, {"d": step}, torch.full((1, 1), size)):
+                remainders.append((loss(adapter) - start - size * slope).abs().item())
+    ratios = [first / second for first, second in zip(remainders, remainders[1:], strict=False)]
+    assert all(3.5 < ratio < 4.5 for ratio in ratios), ratios
+
+
+def test_proposition_1_learned_weights_are_no_worse_than_uniform(adapter):
+    """The minimum over alpha on span{D_j} is at most the loss of the uniform average."""
+    adapter.load(adapter.initial)
+    foreign = {str(seed): as_directions(some_factors(adapter, seed)) for seed in range(3)}
+    mixture = Mixture(adapter, foreign, torch.full((1, 3), 1 / 3))
+    optimizer = torch.optim.LBFGS([mixture.alpha], max_iter=30, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(adapter)
+        value.backward()
+        return value
+
+    with mixture:
+        uniform = loss(adapter).item()
+        optimizer.step(closure)
+        assert loss(adapter).item() < uniform - 1e-6
+
+
+def test_nonnegative_alpha_is_projected(adapter):
+    foreign = {"a": as_directions(some_factors(adapter, 1))}
+    mixture = Mixture(adapter, foreign, torch.full((1, 1), -0.5), sign="nonnegative")
+    mixture.project()
+    assert mixture.alpha.item() == 0
+    free = Mixture(adapter, foreign, torch.full((1, 1), -0.5))
+    free.project()
+    assert free.alpha.item() == -0.5
+
+
+def test_initial_alpha_is_a_share_of_the_own_norm(adapter):
+    own = adapter.updates(some_factors(adapter, 2))
+    sources = ["a", "b"]
+    assert (initial_alpha(adapter, sources, "module", 0.0, own) == 0).all()
+    alpha = initial_alpha(adapter, sources, "module", 0.25, own)
+    for row, name in enumerate(adapter.names):
+        expected = 0.25 * torch.linalg.matrix_norm(own[name].B @ own[name].A)
+        assert alpha[row] == pytest.approx(expected.item(), rel=1e-6)
+    shared = initial_alpha(adapter, sources, "client", 0.25, own)
+    assert shared.shape == (1, 2) and shared[0, 0] == pytest.approx(alpha[:, 0].mean().item())
+
+
+def test_adapter_start_depends_on_the_seed_alone(backbone):
+    def start(seed):
+        torch.manual_seed(torch.randint(1000, ()).item())  # whatever was drawn before
+        with Adapter(backbone, 2, 4, ["q_proj"], seed=seed) as adapter:
+            return adapter.initial
+
+    first, again, other = start(5), start(5), start(6)
+    for name in first:
+        assert torch.equal(first[name].A, again[name].A)
+        assert not torch.equal(first[name].A, other[name].A)
+        assert (first[name].B == 0).all()
+
+
+def test_loading_refuses_missing_keys_and_wrong_shapes(adapter):
+    partial = dict(adapter.initial)
+    name, pair = partial.popitem()
+    with pytest.raises(KeyError, match=name.replace(".", r"\.")):
+        adapter.load(partial)
+    with pytest.raises(ValueError, match="shape"):
+        adapter.load({**partial, name: LowRank(pair.B[:, :1], pair.A[:1])})
+
+
+def test_own_lora_is_a_plain_peft_adapter(tmp_path):
+    """Saved by save_pretrained, loaded by a user who knows PEFT alone."""
+    ids = torch.tensor([IDS])
+    backbone = load("tiny", "cpu", "float32")
+    with Adapter(backbone, 2, 4, ["q_proj", "v_proj"], top_layers=1) as adapter:
+        adapter.load({n: p.to(torch.float32) for n, p in some_factors(adapter, 13).items()})
+        adapter.save(tmp_path)
+        with torch.no_grad():
+            ours = adapter.peft(ids).logits
+    with torch.no_grad():
+        plain = backbone.model(ids).logits
+        theirs = PeftModel.from_pretrained(load("tiny", "cpu", "float32").model, tmp_path)
+        assert torch.equal(theirs(ids).logits, ours)
+    assert not torch.equal(plain, ours)
+
+
+def test_closing_gives_the_backbone_back(backbone):
+    names = [name for name, _ in backbone.model.named_parameters()]
+    with Adapter(backbone, 2, 4, ["q_proj"]):
+        assert any("lora" in name for name, _ in backbone.model.named_parameters())
+    assert [name for name, _ in backbone.model.named_parameters()] == names
+
+
+def test_bad_settings_are_named(backbone, adapter):
+    with pytest.raises(ValueError, match="top_layers must be 1 to 2"):
+        Adapter(backbone, 2, 4, ["q_proj"], top_layers=3)
+    with pytest.raises(ValueError, match=r"alpha must have shape \(1, 1\)"):
+        Mixture(adapter, {"a": {}}, torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="client, layer or module, got 'all'"):
+        group_index(adapter, "all")
+
+
+def test_trunk_and_upper_blocks_make_the_whole_model(backbone, tmp_path):
+    write_domains(tmp_path)  # only to prove that the helper works without a federation
+    forest = Forest([Tree(IDS), Tree(IDS[:7])])
+    with Adapter(backbone, 2, 4, ["q_proj"], top_layers=1) as adapter, torch.no_grad():
+        below = compute(backbone, forest.trees, adapter.first)
+        above = adapter.hidden(below, forest)
+        whole = backbone.blocks(backbone.embed(forest.ids), forest.positions, forest)
+        assert (above - backbone.normed(whole)[0]).abs().max() < 1e-12

@@ -1,0 +1,187 @@
+"""Form of every notebook, and every notebook run end to end on the tiny model."""
+
+import ast
+import io
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pandas as pd
+import pytest
+
+from notebooks import plan, report, reproduce, stages
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LONGEST = 120  # lines of code in a notebook
+
+EXPECTED = {
+    "prepare_goodreads",
+    "prepare_amazon",
+    "run_federation",
+    "figure_1_local_vs_fedavg",
+    "figure_4_alpha_heatmap",
+    "figure_5_alpha_convergence",
+    "table_2_goodreads",
+    "table_3_amazon",
+}
+
+
+def test_all_notebooks_are_here():
+    assert {path.stem for path in NOTEBOOKS} >= EXPECTED
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_form(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for cell in code:
+        assert cell.outputs == [] and cell.execution_count is None
+        assert not cell.source.startswith(("%", "!"))
+    assert sum(len(cell.source.splitlines()) for cell in code) <= LONGEST
+    assert re.match(r"# \S", notebook.cells[0].source), "the first cell is the title"
+    # no logic beyond calls and display
+    tree = ast.parse("\n".join(cell.source for cell in code))
+    assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(tree))
+    # every default stands for one value that papermill can replace
+    for statement in ast.parse(tagged[0].source).body:
+        assert isinstance(statement, ast.Assign | ast.AnnAssign)
+
+
+def drive(results: Path, root: Path = ROOT) -> SimpleNamespace:
+    """What `make reproduce PRESET=tiny` does, with the lines that the user sees."""
+    preset = plan.given(plan.load("tiny", root), "tiny", root)
+    todo = plan.stages(preset, results, root)
+    todo.append(report.stage("tiny", preset, todo, results))
+    stream = io.StringIO()
+    ran, _ = reproduce.bring_up_to_date(todo, results, root, stream)
+    return SimpleNamespace(ran=ran, todo=todo, lines=stream.getvalue().splitlines())
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> SimpleNamespace:
+    """The tiny preset run once, for all tests below."""
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDECIDER_CACHE", str(folder / "cache"))
+        # Matrices this small gain nothing from threads, and lose much on a busy machine.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        first = drive(folder / "results")
+        yield SimpleNamespace(results=folder / "results", **vars(first))
+
+
+def test_every_notebook_runs(tiny):
+    assert tiny.ran == len(tiny.todo)
+    assert {stage.notebook for stage in tiny.todo} - {None} == {path.stem for path in NOTEBOOKS}
+    for stage in tiny.todo:
+        stamp = stages.read(stages.stamp_path(stage, tiny.results))
+        assert stamp["outputs"] and stamp["seconds"] > 0
+        if stage.notebook:
+            executed = nbformat.read(
+                tiny.results / "notebooks" / f"{stage.name}.ipynb", as_version=4
+            )
+            assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
+
+
+def test_the_files_that_a_user_looks_for_are_there(tiny):
+    def names(folder: str, pattern: str) -> list[str]:
+        return sorted(path.name for path in (tiny.results / folder).glob(pattern))
+
+    for dataset in ("goodreads", "amazon"):
+        assert len(names(f"data/{dataset}", "*/meta.json")) == 3
+        for number in ("1", "4", "5"):
+            assert names("figures", f"figure_{number}_*{dataset}*.png")
+            assert names("figures", f"figure_{number}_*{dataset}*.pdf")
+    for table in ("table_2_goodreads", "table_3_amazon"):
+        for ending in ("csv", "md", "tex"):
+            assert len(names("tables", f"{table}*.{ending}")) == 2  # a protocol each
+    assert names("runs/goodreads", "*") == [
+        "fedavg-seed0",
+        "fedecider-seed0",
+        "local-seed0",
+        "zero-shot-seed0",
+    ]
+
+
+def test_tables_show_every_method_that_ran_and_gaps_for_the_others(tiny):
+    [path] = (tiny.results / "tables").glob("table_2_goodreads*sampled*.md")
+    for method in ("zero-shot", "popularity", "local", "fedavg", "fedecider"):
+        assert re.search(method, path.read_text(), re.IGNORECASE), method
+
+
+def test_metrics_are_shares_for_every_domain_method_and_protocol(tiny):
+    from fedecider import runs
+
+    metrics = runs.metrics(tiny.results / "runs")
+    assert metrics["value"].between(0, 1).all()
+    mine = metrics[metrics["dataset"] == "goodreads"]
+    assert set(mine["protocol"]) == {"catalogue", "sampled"}
+    assert {"zero-shot", "local", "fedavg", "fedecider", "popularity"} <= set(mine["method"])
+    assert mine["domain"].nunique() == 3
+    assert isinstance(metrics, pd.DataFrame)
+
+
+def test_the_report_has_every_figure_and_table(tiny):
+    page = (tiny.results / "report.html").read_text()
+    shown = [stage for stage in tiny.todo if stage.in_report]
+    figures = [stage for stage in shown if stage.notebook.startswith("figure")]
+    assert page.count("data:image/png;base64,") >= len(figures)
+    for stage in shown:
+        assert f'href="#{stage.name}"' in page and f'id="{stage.name}"' in page
+    for file in re.findall(r'href="((?:figures|tables)/[^"]+)"', page):
+        assert (tiny.results / file).is_file()
+    assert page.count("<table") >= 4
+    assert "What was run, and how" in page
+
+
+def test_a_second_run_does_nothing(tiny):
+    again = drive(tiny.results)
+    assert again.ran == 0
+    assert all(line.endswith("up to date") for line in again.lines)
+
+
+def test_an_edited_module_runs_only_the_stages_that_call_it(tiny, tmp_path):
+    """In a copy of the repository: the results are the originals', the edited code is not."""
+    copy = tmp_path / "copy"
+    for folder in ("fedecider", "data_prep", "figures", "notebooks"):
+        shutil.copytree(
+            ROOT / folder,
+            copy / folder,
+            ignore=shutil.ignore_patterns("__pycache__", ".*", "gallery"),
+        )
+    shutil.copy(ROOT / "requirements.lock", copy)
+    results = tmp_path / "results"
+    shutil.copytree(tiny.results, results)
+
+    def stale(module: str, code: str) -> set[str]:
+        path = copy / module
+        before = path.read_text()
+        path.write_text(before + code)
+        reasons = {
+            stage.notebook: reason
+            for stage in tiny.todo
+            if stage.notebook
+            and (reason := stages.why(stage, results, stages.key(stage, results, copy)))
+        }
+        path.write_text(before)
+        assert set(reasons.values()) <= {f"code changed: {module}"}
+        return set(reasons)
+
+    assert stale("figures/figure_5.py", "\n# a comment\n") == set()
+    assert stale("figures/figure_5.py", "\nNEW = 1\n") == {"figure_5_alpha_convergence"}
+    assert stale("data_prep/settings.py", "\nNEW = 1\n") == {"prepare_goodreads", "prepare_amazon"}
+    assert stale("fedecider/federation.py", "\nNEW = 1\n") == {"run_federation"}
+
+    with (copy / "figures/figure_5.py").open("a") as module:
+        module.write("\nNEW = 1\n")
+    again = drive(results, copy)
+    # unkeyed: where the results lie; nothing else differs
+    ran = [line for line in again.lines if line.startswith("[") and "up to date" not in line]
+    assert again.ran == len(ran) == 3
+    assert all("figure_5" in line or "report" in line for line in ran)

@@ -1,0 +1,133 @@
+"""Configuration, run folders, frames, prepared domains and distances."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pydantic import ValidationError
+from toy import config, write_domain, write_domains
+
+from fedecider import distances, federation, runs
+from fedecider.backbone import load
+from fedecider.config import RunConfig
+from fedecider.domains import read_affinity, read_domain
+
+
+def test_every_setting_has_a_help_line_and_unknown_ones_are_refused(tmp_path):
+    assert all(field.description for field in RunConfig.model_fields.values())
+    with pytest.raises(ValidationError, match="learning_rate"):
+        config(tmp_path, tmp_path, learning_rate=0.1)
+    with pytest.raises(ValidationError, match="at least one"):
+        config(tmp_path, tmp_path, targets=[])
+    with pytest.raises(ValidationError, match="alpha_scope"):
+        config(tmp_path, tmp_path, alpha_scope="block")
+
+
+def test_stored_settings_name_no_path_of_the_machine(tmp_path):
+    stored = config(tmp_path / "data" / "toy", tmp_path / "runs" / "toy" / "x").stored()
+    assert stored["data"] == "data/toy" and str(tmp_path) not in json.dumps(stored)
+
+
+def test_frames_of_no_runs_are_empty_with_their_columns(tmp_path):
+    for name, columns in runs.COLUMNS.items():
+        frame = getattr(runs, name)(tmp_path)
+        assert frame.empty and list(frame.columns) == columns
+    assert runs.configs(tmp_path / "nothing").empty
+
+
+def test_frames_of_runs(tmp_path):
+    data = write_domains(tmp_path / "data")
+    backbone = load("tiny", "cpu", "float32")
+    for method in ("zero-shot", "fedecider"):
+        for seed in (0, 1):
+            folder = tmp_path / "runs" / "toy" / f"{method}-seed{seed}"
+            federation.run(config(data, folder, method, seed=seed), backbone)
+    metrics, ranks = runs.metrics(tmp_path / "runs"), runs.ranks(tmp_path / "runs")
+    keys = ["dataset", "method", "seed", "domain", "protocol", "metric"]
+    assert not metrics.duplicated(keys).any()
+    assert metrics[metrics["method"] == "popularity"]["seed"].unique().tolist() == [0]
+    assert metrics["value"].between(0, 1).all() and (metrics["users"] == 6).all()
+    pairs = metrics[["protocol", "ranker"]].drop_duplicates().to_numpy().tolist()
+    assert sorted(map(tuple, pairs)) == [
+        ("catalogue", "grounding"),
+        ("catalogue", "popularity"),
+        ("sampled", "likelihood"),
+        ("sampled", "popularity"),
+    ]
+    one = metrics.query("method == 'fedecider' and seed == 1 and domain == 'games'")
+    one = one.query("protocol == 'sampled' and metric == 'hit@5'")
+    same = ranks.query("method == 'fedecider' and seed == 1 and domain == 'games'")
+    same = same.query("protocol == 'sampled'")["rank"]
+    assert one["value"].item() == pytest.approx((same <= 5).mean())
+    assert one["run"].item() == "toy/fedecider-seed1"
+    configs = runs.configs(tmp_path / "runs")
+    assert len(configs) == 4 and configs["finished"].all()
+    (tmp_path / "runs" / "toy" / "fedecider-seed1" / "result.json").unlink()
+    assert runs.configs(tmp_path / "runs")["finished"].sum() == 3
+    assert set(runs.alphas(tmp_path / "runs")["seed"]) == {0}
+    result = json.loads((tmp_path / "runs/toy/zero-shot-seed0/result.json").read_text())
+    assert result["versions"]["torch"] == torch.__version__
+
+
+def test_reading_a_domain(tmp_path):
+    write_domain(tmp_path / "books", 0)
+    domain = read_domain(tmp_path / "books")
+    user = sorted(domain.test)[0]
+    assert domain.history(user, "valid") == domain.train[user]
+    assert domain.history(user, "test") == [*domain.train[user], domain.valid[user]]
+    assert domain.popularity.sum() == sum(map(len, domain.train.values()))
+    assert list(domain.popularity.index) == list(domain.items.index)
+
+
+def test_unfit_domains_are_named(tmp_path):
+    write_domain(tmp_path / "books", 0)
+    splits = pd.read_parquet(tmp_path / "books" / "splits.parquet")
+    splits.assign(item_id="zzz").to_parquet(tmp_path / "books" / "splits.parquet")
+    with pytest.raises(ValueError, match="splits.parquet names item 'zzz'"):
+        read_domain(tmp_path / "books")
+    splits[splits["split"] != "test"].to_parquet(tmp_path / "books" / "splits.parquet")
+    with pytest.raises(ValueError, match="has no test rows"):
+        read_domain(tmp_path / "books")
+    splits.drop(columns="split").to_parquet(tmp_path / "books" / "splits.parquet")
+    with pytest.raises(ValueError, match="lacks the columns split"):
+        read_domain(tmp_path / "books")
+    (tmp_path / "books" / "items.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match="items.parquet is missing"):
+        read_domain(tmp_path / "books")
+
+
+def test_affinity(tmp_path):
+    assert read_affinity(tmp_path) is None
+    planted = {"domains": ["a", "b"], "affinity": [[1, 0.5], [0.5, 1]]}
+    (tmp_path / "affinity.json").write_text(json.dumps(planted))
+    assert read_affinity(tmp_path).loc["a", "b"] == 0.5
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.json"
+    runs.write_json(path, {"kept": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(path, {"bad": object()})
+    assert json.loads(path.read_text()) == {"kept": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_energy_distance():
+    generator = np.random.default_rng(0)
+    cloud = torch.tensor(generator.normal(size=(200, 3)))
+    assert distances.energy_distance(cloud, cloud) == 0
+    near, far = cloud + 0.1, cloud + 3
+    measured = [distances.energy_distance(cloud, other) for other in (near, far)]
+    assert 0 < measured[0] < measured[1]
+    single = torch.tensor([[0.0]]), torch.tensor([[2.0]])
+    assert distances.energy_distance(*single) == pytest.approx(2.0)  # sqrt(2 * 2)
+
+
+def test_domain_distances(tmp_path, monkeypatch):
+    data = write_domains(tmp_path / "data")
+    for measure in (distances.item_distances, distances.user_distances):
+        table = measure(data, "tiny")
+        assert list(table.index) == list(table.columns) == ["books", "comics", "games"]
+        assert (np.diag(table) == 0).all() and np.allclose(table, table.T)
+        assert (table.to_numpy()[~np.eye(3, dtype=bool)] > 0).all()
