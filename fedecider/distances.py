@@ -2,8 +2,8 @@
 
 The paper shows item and user distances; how it measures them is not public. Ours: the energy
 distance sqrt(2 E|X - Y| - E|X - X'| - E|Y - Y'|) (Szekely and Rizzo, 2013) between two clouds of
-vectors, 0 only for equal distributions. Items are the title embeddings of the untuned backbone (last
-token, last layer, unit length), users the mean embedding of their training items.
+vectors, 0 only for equal distributions. Items are the title embeddings of the untuned backbone
+(last token, last layer, unit length), users the mean embedding of their training items.
 """
 
 from pathlib import Path

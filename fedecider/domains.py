@@ -43,8 +43,8 @@ class Domain:
 def read_domain(folder: Path | str) -> Domain:
     """Read `<folder>/{items,splits,candidates}.parquet`.
 
-    Raises FileNotFoundError or ValueError, naming the file, if one is missing, lacks a column, or the
-    tables contradict each other.
+    Raises FileNotFoundError or ValueError, naming the file, if one is missing, lacks a column, or
+    the tables contradict each other.
     """
     folder = Path(folder)
     frames = {}
@@ -85,8 +85,8 @@ def read_domains(folder: Path | str, names: list[str] | None = None) -> list[Dom
     found = sorted(path.parent.name for path in folder.glob("*/splits.parquet"))
     if not found:
         raise FileNotFoundError(
-            f"no prepared domains in {folder}: run the notebook prepare_goodreads or prepare_amazon "
-            "first"
+            f"no prepared domains in {folder}: run the notebook prepare_goodreads or "
+            "prepare_amazon first"
         )
     missing = sorted(set(names or []) - set(found))
     if missing:

@@ -32,9 +32,9 @@ _PLACES = ("data", "folder")
 def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
     """Run one federation, or go on with it; returns the run folder.
 
-    A finished run returns at once. Raises ValueError if the method is unknown or if the folder holds
-    a run with other settings (it is left untouched), FileNotFoundError if the data or the model is
-    missing. `backbone` saves loading it when several runs share a process.
+    A finished run returns at once. Raises ValueError if the method is unknown or if the folder
+    holds a run with other settings (it is left untouched), FileNotFoundError if the data or the
+    model is missing. `backbone` saves loading it when several runs share a process.
     """
     if config.method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {config.method!r}")

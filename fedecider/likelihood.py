@@ -8,17 +8,27 @@ with respect to the hidden states is formed in the same pass, which the frozen o
 import torch
 from torch import Tensor
 
-_CHUNK = 512
+# A block of logits of this size stays in a laptop's cache; the passes over it (cast, exp, sum) then
+# cost half of what they cost on whole rows.
+_ROWS, _COLUMNS = 256, 8192
 
 
 def _working(hidden: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, torch.float32)
 
 
+def _normalisers(blocks: list[Tensor], working: torch.dtype) -> Tensor:
+    """log sum exp over the columns of all blocks, (rows,)."""
+    return torch.stack([block.to(working).logsumexp(-1) for block in blocks]).logsumexp(0)
+
+
 def log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
-    """log sum exp of the logits of each row: hidden (S, d), head (V, d) to (S,), at least float32."""
-    working = _working(hidden)
-    rows = [(part @ head.T).to(working).logsumexp(-1) for part in hidden.split(_CHUNK)]
+    """log sum exp of each row's logits: hidden (S, d), head (V, d) to (S,), at least float32."""
+    working, columns = _working(hidden), head.split(_COLUMNS)
+    rows = [
+        torch.stack([(part @ some.T).to(working).logsumexp(-1) for some in columns]).logsumexp(0)
+        for part in hidden.split(_ROWS)
+    ]
     return torch.cat(rows) if rows else hidden.new_zeros(0, dtype=working)
 
 
@@ -36,23 +46,29 @@ def log_probs(hidden: Tensor, head: Tensor, source: Tensor, token: Tensor) -> Te
 class _NegativeLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Tensor, token: Tensor) -> Tensor:
-        working = _working(hidden)
-        losses, expected = [], []
-        for part, tokens in zip(hidden.split(_CHUNK), token.split(_CHUNK), strict=True):
-            logits = (part @ head.T).to(working)
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            losses.append((normaliser - logits.gather(1, tokens[:, None]))[:, 0])
+        working, columns = _working(hidden), head.split(_COLUMNS)
+        losses, slopes = [], []
+        for part, tokens in zip(hidden.split(_ROWS), token.split(_ROWS), strict=True):
+            blocks = [part @ some.T for some in columns]
+            normaliser = _normalisers(blocks, working)
+            logit = (part.to(working) * head[tokens].to(working)).sum(-1)
+            losses.append(normaliser - logit)
             if ctx.needs_input_grad[0]:
-                probabilities = logits.sub_(normaliser).exp_().to(head.dtype)
-                expected.append(probabilities @ head - head[tokens])
-        if expected:
-            ctx.save_for_backward(torch.cat(expected))
+                # The gradient: the expected output row under the model minus that of the target.
+                slope = -head[tokens].to(working)
+                for block, some in zip(blocks, columns, strict=True):
+                    chance = block.to(working).sub_(normaliser[:, None]).exp_().to(head.dtype)
+                    slope += chance @ some
+                slopes.append(slope)
+        ctx.dtype = hidden.dtype
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(losses)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (slope,) = ctx.saved_tensors
-        return grad[:, None].to(slope.dtype) * slope, None, None
+        return (grad[:, None] * slope).to(ctx.dtype), None, None
 
 
 def nll(hidden: Tensor, head: Tensor, token: Tensor) -> Tensor:

@@ -4,9 +4,9 @@
 
 W0 and the own LoRA are PEFT's; the sum over foreign directions is added by a forward hook, so the
 adapter stays a plain PEFT adapter. All foreign directions of a layer are one stacked pair,
-A_all (sum r_j, d_in) and B_all (d_out, sum r_j): y += B_all (w * (A_all x)), where w repeats alpha_ij
-over the rank of direction j. The layer's equation is the paper's (arXiv 2602.16034); the scopes,
-the sign constraint and the initial values are our reconstruction.
+A_all (sum r_j, d_in) and B_all (d_out, sum r_j): y += B_all (w * (A_all x)), where w repeats
+alpha_ij over the rank of direction j. The layer's equation is the paper's (arXiv 2602.16034); the
+scopes, the sign constraint and the initial values are our reconstruction.
 """
 
 from typing import Literal
@@ -31,8 +31,8 @@ def initial_alpha(
 ) -> Tensor:
     """Weights before training, (groups, sources) float32.
 
-    0, or `fraction` times the Frobenius norm of the own update, averaged over the modules that share
-    a weight; a client that has not trained starts at 0 either way.
+    0, or `fraction` times the Frobenius norm of the own update, averaged over the modules that
+    share a weight; a client that has not trained starts at 0 either way.
     """
     groups = group_index(adapter, scope)
     alpha = torch.zeros(max(groups.values()) + 1, len(sources))
@@ -57,9 +57,9 @@ def group_index(adapter: Adapter, scope: Scope) -> dict[str, int]:
 class Mixture:
     """Foreign directions of one client on the modules of an adapter.
 
-    Parameters: `directions` maps a source client to its factors per module (a module that the source
-    did not change is absent); `alpha` is (groups, sources) in the order of sorted sources and becomes
-    a parameter. Use as a context: the hooks are on the modules only inside it.
+    Parameters: `directions` maps a source client to its factors per module (a module that the
+    source did not change is absent); `alpha` is (groups, sources) in the order of sorted sources
+    and becomes a parameter. Use as a context: the hooks are on the modules only inside it.
     """
 
     def __init__(

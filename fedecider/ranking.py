@@ -1,7 +1,7 @@
 """Rankers: from a language model to the rank of the held-out item (method, section 6).
 
-- `likelihood` (1 + 99 lists): mean log p(token) of title and end given the prompt, minus w times the
-  same given the empty prompt, w chosen on validation. One forward a user: the prompt once, all
+- `likelihood` (1 + 99 lists): mean log p(token) of title and end given the prompt, minus w times
+  the same given the empty prompt, w chosen on validation. One forward a user: the prompt once, all
   candidates behind it as branches of one tree; several users a forward.
 - `grounding` (BIGRec, arXiv 2308.08434; whole catalogue): beam-search a title, embed the best beam
   and every catalogue title with the untuned base (last token, last layer), rank by L2 distance.
@@ -64,7 +64,7 @@ def empty_prompt_trees(catalogue: Catalogue, items: Sequence[str], width: int = 
 
 @torch.no_grad()
 def branch_scores(adapter: Adapter, trunk: Trunk, end: int, label: str = "") -> list[np.ndarray]:
-    """Mean log p of each branch and its end given its prompt, a float64 array (branches,) a tree."""
+    """Mean log p of each branch and its end given its prompt; float64 (branches,) a tree."""
     device = adapter.backbone.device
     scores: list[np.ndarray] = []
     packs = pack([tree.size for tree in trunk.trees], _BUDGET)

@@ -7,13 +7,13 @@ Two forms of the prompt (method, section 1):
 - `instruction` (BIGRec's form, arXiv 2308.08434; the wording is ours): an instruction, the quoted
   history, one quoted target, so every target needs an example of its own.
 
-A title's tokens end with an end token (`;` or the closing quote) that is part of the target: without
-it a generated title would never stop. Pieces are tokenised apart, so a title has the same tokens
-wherever it stands.
+A title's tokens end with an end token (`;` or the closing quote) that is part of the target:
+without it a generated title would never stop. Pieces are tokenised apart, so a title has the same
+tokens wherever it stands.
 
-Sequences are packed without padding into one row (a `Forest`). A tree of the forest is a prompt and,
-for ranking, branches behind it: each branch sees the prompt and itself, and its positions go on from
-the prompt's end.
+Sequences are packed without padding into one row (a `Forest`). A tree of the forest is a prompt
+and, for ranking, branches behind it: each branch sees the prompt and itself, and its positions go
+on from the prompt's end.
 """
 
 from collections.abc import Iterable, Sequence
@@ -252,7 +252,7 @@ class TrainingSet:
         return sum(example.titles for example in self.examples)
 
     def targets(self, indices: Sequence[int], forest: Forest) -> tuple[Tensor, Tensor]:
-        """Positions in the forest's row whose next token is a target, and those tokens, (M,) each."""
+        """Positions in the forest's row whose next token is a target, and those tokens, (M,)."""
         where, what = [], []
         for index, offset in zip(indices, forest.offsets, strict=True):
             example = self.examples[index]

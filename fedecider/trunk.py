@@ -2,7 +2,8 @@
 
 Where LoRA sits on the top K blocks only, everything below is a fixed function of the tokens. It is
 computed once and kept in a file named by its content (model, precision, block, tokens), which
-is mapped into memory afterwards. With LoRA on all blocks the trunk is the embedding and nothing is kept.
+is mapped into memory afterwards. With LoRA on all blocks the trunk is the embedding and nothing
+is kept.
 """
 
 import hashlib

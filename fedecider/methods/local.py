@@ -1,7 +1,7 @@
 """local: every client alone. Also the frame that the other methods change.
 
-A method says what a client trains, sends and takes in, and what the server makes of it. The defaults
-here share nothing, so a method's file shows just how it differs from training alone.
+A method says what a client trains, sends and takes in, and what the server makes of it. The
+defaults here share nothing, so a method's file shows just how it differs from training alone.
 """
 
 from torch import Tensor
