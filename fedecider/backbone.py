@@ -21,6 +21,7 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -260,8 +261,13 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
             revision += " ".join(f"{p.name} {p.stat().st_size}" for p in parts)
             if name not in PACKAGED:  # a folder of the user's may change under its name
                 revision += " ".join(str(p.stat().st_mtime_ns) for p in parts)
-    model = model.to(device=place, dtype=precision).eval().requires_grad_(False)
+    # Parameters alone: the buffers hold the rotary frequencies, which bf16 would falsify.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(precision)
+    model = model.to(place).eval().requires_grad_(False)
     model.config.use_cache = False
+    # What a hub model ships for chatting (a repetition penalty, say) has no place in ranking.
+    model.generation_config = GenerationConfig()
     # A strided row (the last position of a padded batch) would make matmul copy the output layer
     # once a row.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))

@@ -51,7 +51,7 @@ class Trunk:
 
 
 def _key(backbone: Backbone, trees: list[Tree], first: int) -> str:
-    digest = hashlib.sha256(f"1 {backbone.identity} {first}".encode())
+    digest = hashlib.sha256(f"2 {backbone.identity} {first}".encode())
     for tree in trees:
         lengths = [len(tree.prompt), *map(len, tree.branches)]
         digest.update(np.array([len(lengths), *lengths], dtype=np.int64).tobytes())

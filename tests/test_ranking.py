@@ -144,7 +144,7 @@ def test_generated_titles_are_those_of_plain_beam_search(adapter, catalogue):
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             num_beams=3,
             do_sample=False,
-            min_new_tokens=2,
+            min_new_tokens=1,
             max_new_tokens=6,
             eos_token_id=catalogue.form.end,
             pad_token_id=catalogue.form.end,
