@@ -8,7 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .export import EmptyDomainError, write_domain
 from .reading import FormatError

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 BLOCK = 16 * 2**20
 SNIFFED = 100  # non-empty lines looked at before a file is said to be of another format

@@ -112,7 +112,10 @@ class Adapter:
 
     def save(self, folder: Path) -> None:
         """The adapter as PEFT writes it: adapter_config.json, adapter_model.safetensors."""
-        self.peft.save_pretrained(folder)
+        # Named as the user names it, not by the folder that this machine keeps it in.
+        self.peft.peft_config["default"].base_model_name_or_path = self.backbone.name
+        # No embedding is trained; "auto" would look the name up on the hub to find that out.
+        self.peft.save_pretrained(folder, save_embedding_layers=False)
 
     def group_of(self, name: str) -> int:
         """Number of the block that a module belongs to."""

@@ -1,6 +1,5 @@
 """One client: its data as tokens, its state between rounds, its local training."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,18 +17,6 @@ from fedecider.sequences import Example, TrainingSet, pack
 from fedecider.trunk import Trunk
 
 
-def some_users(users: Iterable[str], limit: int | None) -> list[str]:
-    """A fixed sample of users in sorted order; smaller limits are subsets of larger ones.
-
-    It does not depend on the run's seed: methods and seeds are compared on the same users.
-    """
-    users = sorted(users)
-    if limit is None or limit >= len(users):
-        return users
-    chosen = np.random.default_rng(0).permutation(len(users))[:limit]
-    return [users[index] for index in sorted(chosen)]
-
-
 class ClientData:
     """A domain in tokens, with the trunk states of its training and validation sequences."""
 
@@ -38,14 +25,13 @@ class ClientData:
         self.catalogue = Catalogue(domain, form)
         tokens = self.catalogue.tokens
         examples: list[Example] = []
-        for user in some_users(domain.train, config.train_users):
+        for user in domain.users["train"]:
             titles = [tokens[item] for item in domain.train[user]]
             examples += form.examples(titles, config.history)[: config.windows]
         if not examples:
             raise ValueError(f"domain {domain.name} has no user with two training items")
         self.training = TrainingSet(examples)
-        self.valid_users = some_users(domain.valid, config.valid_users)
-        self.test_users = some_users(domain.test, config.test_users)
+        self.valid_users, self.test_users = domain.users["valid"], domain.users["test"]
         held_out = []
         for user in self.valid_users:
             prompt = self.catalogue.prompt(user, "valid", config.history)

@@ -20,9 +20,7 @@ class RunConfig(BaseModel):
     folder: Path = Field(description="run folder to write or to go on from")
     dataset: str = Field(description="name of the data set in tables")
     method: str = Field(description="a name of fedecider.methods.METHODS")
-    seed: int = Field(
-        0, ge=0, description="seeds the adapter's start, the order of the data, users"
-    )
+    seed: int = Field(0, ge=0, description="seeds the adapter's start and the order of the data")
     domains: list[str] | None = Field(None, description="domains that take part; null: all")
 
     # Backbone
@@ -36,7 +34,12 @@ class RunConfig(BaseModel):
     form: Literal["history", "instruction"] = Field("history", description="form of the prompt")
     history: int = Field(10, ge=1, description="titles of the user that a target is given")
     train_users: int | None = Field(None, ge=1, description="users a domain to train on; null: all")
-    windows: int | None = Field(None, ge=1, description="latest training windows a user; null: all")
+    windows: int | None = Field(
+        None,
+        ge=1,
+        description="latest training examples a user: of up to `history` targets each in the "
+        "history form, of one in the instruction form; null: all",
+    )
     valid_users: int | None = Field(None, ge=1, description="users a domain to validate on")
     test_users: int | None = Field(None, ge=1, description="users a domain to test on")
 

@@ -14,8 +14,7 @@ import torch
 
 from fedecider.adapter import Adapter
 from fedecider.backbone import load
-from fedecider.client import some_users
-from fedecider.domains import Domain, read_domains
+from fedecider.domains import Domain, read_domains, some_users
 from fedecider.ranking import embed_titles
 from fedecider.sequences import HistoryForm
 
@@ -60,7 +59,7 @@ def item_vectors(domain: Domain, vectors: torch.Tensor) -> tuple[torch.Tensor, l
 def user_vectors(domain: Domain, vectors: torch.Tensor) -> torch.Tensor:
     """Mean vector of the training items of a fixed sample of users, (users, d)."""
     index = domain.items.index
-    users = some_users(domain.train, _SAMPLE)
+    users = domain.users["train"]
     return torch.stack(
         [vectors[torch.from_numpy(index.get_indexer(domain.train[user]))].mean(0) for user in users]
     )
@@ -72,7 +71,7 @@ def _embedded(data: Path | str, name: str) -> list[tuple[Domain, torch.Tensor]]:
     form = HistoryForm(backbone.tokenizer, backbone.start)
     found = []
     with Adapter(backbone, 1, 1, ["q_proj"], 1) as adapter:
-        for domain in read_domains(data):
+        for domain in read_domains(data, train=_SAMPLE, valid=1, test=1):
             tokens = [form.title(title) for title in domain.items]
             vectors = embed_titles(adapter, tokens, cached=True)
             found.append((domain, torch.nn.functional.normalize(vectors, dim=-1)))

@@ -1,11 +1,16 @@
 """A prepared domain as the clients read it (written by `data_prep`)."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+SPLITS = ("train", "valid", "test")
 
 _TABLES = {
     "items": ["item_id", "title"],
@@ -14,12 +19,26 @@ _TABLES = {
 }
 
 
+def some_users(users: Iterable[str], limit: int | None) -> list[str]:
+    """A fixed sample of users in sorted order; smaller limits are subsets of larger ones.
+
+    It does not depend on a run's seed: methods and seeds are compared on the same users.
+    """
+    users = sorted(users)
+    if limit is None or limit >= len(users):
+        return users
+    chosen = np.random.default_rng(0).permutation(len(users))[:limit]
+    return [users[index] for index in sorted(chosen)]
+
+
 @dataclass(frozen=True)
 class Domain:
-    """One client's data: its catalogue and its users' histories, split leave-one-out."""
+    """One client's data: its catalogue and its sampled users' histories, split leave-one-out."""
 
     name: str
     items: pd.Series  # item_id -> title, sorted by item_id
+    popularity: pd.Series  # item_id -> training interactions of all users, not only the sampled
+    users: dict[str, list[str]]  # split -> sampled user_ids, sorted
     train: dict[str, list[str]]  # user_id -> item_ids, oldest first
     valid: dict[str, str]  # user_id -> item_id
     test: dict[str, str]
@@ -33,56 +52,74 @@ class Domain:
         """The user's held-out item."""
         return (self.test if split == "test" else self.valid)[user]
 
-    @cached_property
-    def popularity(self) -> pd.Series:
-        """Number of training interactions of every item of the catalogue."""
-        counts = pd.Series([item for items in self.train.values() for item in items]).value_counts()
-        return counts.reindex(self.items.index, fill_value=0)
 
-
-def read_domain(folder: Path | str) -> Domain:
+def read_domain(folder: Path | str, **limits: int | None) -> Domain:
     """Read `<folder>/{items,splits,candidates}.parquet`.
 
-    Raises FileNotFoundError or ValueError, naming the file, if one is missing, lacks a column, or
-    the tables contradict each other.
+    `train`, `valid` and `test` limit the number of users of each split (`some_users`); no row of
+    another user is kept, so that a domain of 10^8 rows fits into memory. Raises FileNotFoundError
+    or ValueError, naming the file, if one is missing, lacks a column, or the tables contradict each
+    other.
     """
     folder = Path(folder)
-    frames = {}
-    for table, columns in _TABLES.items():
-        path = folder / f"{table}.parquet"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: prepare the domain with data_prep first")
-        frames[table] = pd.read_parquet(path)
-        absent = sorted(set(columns) - set(frames[table].columns))
-        if absent:
-            raise ValueError(f"{path} lacks the columns {', '.join(absent)}")
-    items = frames["items"].set_index("item_id")["title"].sort_index()
-    splits = frames["splits"].sort_values(["user_id", "position"])
-    unknown = sorted(set(splits["item_id"]) - set(items.index))
+    tables = {
+        name: _table(folder / f"{name}.parquet", columns) for name, columns in _TABLES.items()
+    }
+    items = tables["items"].to_table().to_pandas().set_index("item_id")["title"].sort_index()
+    users = {}
+    for split in SPLITS:
+        rows = tables["splits"].to_table(["user_id"], filter=ds.field("split") == split)
+        if not rows.num_rows:
+            raise ValueError(f"{folder / 'splits.parquet'} has no {split} rows")
+        users[split] = some_users(rows["user_id"].unique().to_pylist(), limits.get(split))
+    everyone = pa.array(sorted(set().union(*users.values())))
+    mine = ds.field("user_id").isin(everyone)
+    splits = tables["splits"].to_table(filter=mine).to_pandas()
+    splits = splits.sort_values(["user_id", "position"])
+    counted = tables["splits"].to_table(["item_id"], filter=ds.field("split") == "train")
+    counted = counted.group_by("item_id").aggregate([("item_id", "count")]).to_pandas()
+    counts = counted.set_index("item_id")["item_id_count"]
+    unknown = sorted((set(splits["item_id"]) | set(counts.index)) - set(items.index))
     if unknown:
         raise ValueError(f"{folder / 'splits.parquet'} names item {unknown[0]!r}, not in the items")
     parts = {name: part for name, part in splits.groupby("split")}
-    for name in ("train", "valid", "test"):
-        if name not in parts:
-            raise ValueError(f"{folder / 'splits.parquet'} has no {name} rows")
-    train = {user: rows.tolist() for user, rows in parts["train"].groupby("user_id")["item_id"]}
     held = {
         name: dict(zip(parts[name]["user_id"], parts[name]["item_id"], strict=True))
         for name in ("valid", "test")
     }
-    negatives = {
-        (row.split, row.user_id): list(row.negatives) for row in frames["candidates"].itertuples()
-    }
-    return Domain(folder.name, items, train, held["valid"], held["test"], negatives)
+    held_out = pa.array(sorted({*users["valid"], *users["test"]}))
+    listed = tables["candidates"].to_table(filter=ds.field("user_id").isin(held_out)).to_pandas()
+    return Domain(
+        name=folder.name,
+        items=items,
+        popularity=counts.reindex(items.index, fill_value=0),
+        users=users,
+        train={user: rows.tolist() for user, rows in parts["train"].groupby("user_id")["item_id"]},
+        valid=held["valid"],
+        test=held["test"],
+        negatives={(row.split, row.user_id): list(row.negatives) for row in listed.itertuples()},
+    )
 
 
-def read_domains(folder: Path | str, names: list[str] | None = None) -> list[Domain]:
-    """All prepared domains below a folder, in sorted order, or the named ones.
+def _table(path: Path, columns: list[str]) -> ds.Dataset:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: prepare the domain with data_prep first")
+    table = ds.dataset(path)
+    absent = sorted(set(columns) - set(table.schema.names))
+    if absent:
+        raise ValueError(f"{path} lacks the columns {', '.join(absent)}")
+    return table
+
+
+def read_domains(
+    folder: Path | str, names: list[str] | None = None, **limits: int | None
+) -> list[Domain]:
+    """All prepared domains below a folder, in sorted order, or the named ones; limits as above.
 
     Raises FileNotFoundError if there is none, or a named one is missing.
     """
     folder = Path(folder)
-    found = sorted(path.parent.name for path in folder.glob("*/splits.parquet"))
+    found = sorted(path.parent.name for path in folder.glob("[!.]*/splits.parquet"))
     if not found:
         raise FileNotFoundError(
             f"no prepared domains in {folder}: run the notebook prepare_goodreads or "
@@ -91,7 +128,7 @@ def read_domains(folder: Path | str, names: list[str] | None = None) -> list[Dom
     missing = sorted(set(names or []) - set(found))
     if missing:
         raise FileNotFoundError(f"{folder} has no domain {missing[0]!r}, only {', '.join(found)}")
-    return [read_domain(folder / name) for name in sorted(names or found)]
+    return [read_domain(folder / name, **limits) for name in sorted(names or found)]
 
 
 def read_affinity(folder: Path | str) -> pd.DataFrame | None:

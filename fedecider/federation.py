@@ -5,6 +5,8 @@ goes on from the last finished round and ends with the same numbers.
 """
 
 import json
+import math
+import os
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from fedecider.backbone import Backbone, load
 from fedecider.client import Client, ClientData, ClientModel, train, validation_loss
 from fedecider.config import RunConfig
 from fedecider.direction import LowRank, norm
-from fedecider.domains import read_domains
+from fedecider.domains import SPLITS, read_domains
 from fedecider.evaluation import evaluate
 from fedecider.methods import METHODS
 from fedecider.sequences import make_form
@@ -42,9 +44,13 @@ def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
     _claim(config)
     if (folder / "result.json").exists():
         return folder
-    domains = read_domains(config.data, config.domains)
+    limits = {split: getattr(config, f"{split}_users") for split in SPLITS}
+    domains = read_domains(config.data, config.domains, **limits)
     torch.manual_seed(config.seed)  # before any parameter exists
     backbone = backbone or load(config.backbone, config.device, config.dtype)
+    if backbone.device.type == "cuda":  # a CPU is bit-reproducible as it is
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     settings = (config.rank, config.lora_alpha, config.targets, config.top_layers, config.seed)
     with Adapter(backbone, *settings) as adapter:
         Federation(config, adapter, domains).run()
@@ -133,6 +139,11 @@ class Federation:
             row = rows[client.name]
             # The model as the client would use it after this round.
             loss = validation_loss(client, self.adapter)
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"validation loss of {client.name} is {loss} after round {number}: "
+                    f"the learning rate {self.config.lr:g} may be too high"
+                )
             if loss < client.best_loss:
                 client.best, client.best_loss = _copied(client.model), loss
                 client.best_round = number
@@ -150,29 +161,35 @@ class Federation:
             self.rows.append(row)
             self.events.append("client", **row)
             self._note_alphas(client, number)
-        self._save(number)
+        # Before the state: a kill in between leaves an event that resuming drops, never a gap.
         self.events.append("round", round=number, time=_now())
+        self._save(number)
 
     def _exchange(self, number: int) -> tuple[dict[str, int], dict[str, int]]:
         """One round trip through the wire; bytes sent and received per client."""
-        method, up, down, uploads = self.method, {}, {}, {}
+        method, up, down, uploads, weights = self.method, {}, {}, {}, {}
+        whole = self.config.truncate is None
         for client in self.clients:
             factors = method.upload(client, self.adapter)
             if factors is not None:
-                payload = wire.encode(factors)
+                examples = client.data.training.titles if method.sends_examples else None
+                payload = wire.encode(factors, examples)
                 up[client.name] = len(payload)
                 # From here on the server knows only the bytes.
                 uploads[client.name] = wire.decode(
-                    payload, self.shapes, client.name, method.up_unit()
+                    payload, self.shapes, client.name, method.up_unit(), whole
                 )
-        weights = {client.name: client.data.training.titles for client in self.clients}
+                if method.sends_examples:
+                    weights[client.name] = wire.examples(payload, client.name)
         downloads = method.aggregate(uploads, weights, number) if uploads else {}
         for client in self.clients:
             received = {}
             for source, factors in sorted(downloads.get(client.name, {}).items()):
                 payload = wire.encode(factors)
                 down[client.name] = down.get(client.name, 0) + len(payload)
-                received[source] = wire.decode(payload, self.shapes, source, method.down_unit())
+                received[source] = wire.decode(
+                    payload, self.shapes, source, method.down_unit(), whole
+                )
             if received:
                 method.receive(client, received, self.adapter)
         return up, down

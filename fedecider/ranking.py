@@ -22,7 +22,7 @@ from fedecider.domains import Domain
 from fedecider.likelihood import log_probs
 from fedecider.metrics import per_user, rank_of
 from fedecider.sequences import Tree, pack
-from fedecider.trunk import Trunk, compute
+from fedecider.trunk import Trunk, compute, states_key, stored
 
 _BUDGET = 4096  # tokens a forward
 
@@ -185,23 +185,25 @@ def _prompt_cache(model, ids: torch.Tensor, mask: torch.Tensor, beams: int):
 def embed_titles(adapter: Adapter, titles: Sequence[list[int]], cached: bool) -> torch.Tensor:
     """Title embeddings (N, width) float32 by the untuned base: last token, last layer, normed.
 
-    `cached` keeps the states on disk: for catalogues, which every run needs again.
+    `cached` keeps the vectors on disk: for catalogues, which every run needs again.
     """
     backbone = adapter.backbone
     depth = len(backbone.layers)
     trees = [Tree([backbone.start, *title]) for title in titles]
-    parts = []
-    with adapter.peft.disable_adapter():
-        trunk = Trunk(backbone, trees, depth, "catalogue") if cached else None
-        for indices in pack([tree.size for tree in trees], _BUDGET):
+    packs = pack([tree.size for tree in trees], _BUDGET)
+
+    def vectors():
+        for indices in tqdm(packs, desc="title embeddings", leave=False, mininterval=1):
             some = [trees[index] for index in indices]
             last = torch.tensor([tree.size for tree in some]).cumsum(0) - 1
-            if trunk is None:
-                states = compute(backbone, some, depth)
-            else:
-                states = trunk.cat(indices, trunk.forest(indices))
-            parts.append(backbone.normed(states[last].to(backbone.device)).float().cpu())
-    return torch.cat(parts)
+            states = compute(backbone, some, depth)
+            yield backbone.normed(states[last.to(states.device)]).float().cpu()
+
+    with adapter.peft.disable_adapter():
+        if not cached:
+            return torch.cat(list(vectors()))
+        key = states_key(backbone, trees, depth, "last tokens")
+        return stored(key, (len(trees), backbone.width), torch.float32, vectors)
 
 
 def grounding_ranks(

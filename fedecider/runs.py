@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedecider.metrics import summarise
+from fedecider.metrics import paired_bootstrap, summarise
 
 _RUN = ["dataset", "method", "seed"]
 COLUMNS = {
@@ -174,3 +174,26 @@ def configs(folder: Path | str) -> pd.DataFrame:
     columns = [*_RUN, "run", "finished"]
     frame = pd.DataFrame(rows, columns=None if rows else columns)
     return frame[columns + [c for c in frame.columns if c not in columns]]
+
+
+def compare(ranks: pd.DataFrame, method: str = "fedecider", metric: str = "ndcg@10"):
+    """A method against every other, a row each and protocol: a paired bootstrap over users.
+
+    Columns: dataset, protocol, method, against, metric, users, difference, low, high, p (see
+    `metrics.paired_bootstrap`). Users of all domains are drawn together, once a seed that both
+    methods have; popularity has one seed and stands against each.
+    """
+    columns = ["dataset", "protocol", "method", "against", "metric", "users", "difference"]
+    rows = []
+    for (dataset, protocol), part in ranks.groupby(["dataset", "protocol"], sort=True):
+        own = part[part["method"] == method]
+        for other in sorted(set(part["method"]) - {method}):
+            theirs = part[part["method"] == other]
+            pair = ["domain", "user_id"] + ["seed"] * (other != "popularity")
+            both = own.merge(theirs, on=pair, suffixes=("", "_other"))
+            if both.empty:
+                continue
+            found = paired_bootstrap(both["rank"], both["rank_other"], metric)
+            names = (dataset, protocol, method, other, metric, len(both))
+            rows.append(dict(zip(columns, names, strict=False)) | found)
+    return pd.DataFrame(rows, columns=[*columns, "low", "high", "p"])

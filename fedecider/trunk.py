@@ -6,6 +6,7 @@ is mapped into memory afterwards. With LoRA on all blocks the trunk is the embed
 is kept.
 """
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -30,7 +31,9 @@ class Trunk:
         self.backbone, self.trees, self.first = backbone, list(trees), first
         sizes = [tree.size for tree in self.trees]
         self.ends = np.cumsum(sizes, dtype=np.int64)
-        self._states = _stored(backbone, self.trees, first, label) if first and sizes else None
+        self._states = (
+            _stored_states(backbone, self.trees, first, label) if first and sizes else None
+        )
 
     def __len__(self) -> int:
         return len(self.trees)
@@ -50,8 +53,9 @@ class Trunk:
         return torch.cat(parts)
 
 
-def _key(backbone: Backbone, trees: list[Tree], first: int) -> str:
-    digest = hashlib.sha256(f"2 {backbone.identity} {first}".encode())
+def states_key(backbone: Backbone, trees: list[Tree], first: int, kept: str) -> str:
+    """Names states by their content: model, precision, block, tokens, and what is kept of them."""
+    digest = hashlib.sha256(f"2 {backbone.identity} {first} {kept}".encode())
     for tree in trees:
         lengths = [len(tree.prompt), *map(len, tree.branches)]
         digest.update(np.array([len(lengths), *lengths], dtype=np.int64).tobytes())
@@ -67,26 +71,37 @@ def compute(backbone: Backbone, trees: Sequence[Tree], first: int) -> Tensor:
     return backbone.blocks(backbone.embed(forest.ids), forest.positions, forest, last=first)[0]
 
 
-def _stored(backbone: Backbone, trees: list[Tree], first: int, label: str) -> Tensor:
+def stored(key: str, shape: tuple[int, int], dtype: torch.dtype, make) -> Tensor:
+    """The tensor of this key, mapped from its file; `make` yields its rows where there is none."""
     folder = cache_folder() / "trunk"
-    path = folder / f"{_key(backbone, trees, first)}.{str(backbone.dtype).removeprefix('torch.')}"
-    total = sum(tree.size for tree in trees) * backbone.width
-    wanted = total * backbone.dtype.itemsize
-    if not path.exists() or path.stat().st_size != wanted:
+    path = folder / f"{key}.{str(dtype).removeprefix('torch.')}"
+    total = shape[0] * shape[1]
+    if not path.exists() or path.stat().st_size != total * dtype.itemsize:
         folder.mkdir(parents=True, exist_ok=True)
         handle, beside = tempfile.mkstemp(prefix=".", dir=folder)
         try:
-            with os.fdopen(handle, "wb") as file, _bar(trees, label) as bar:
-                for indices in pack([tree.size for tree in trees], _BUDGET):
-                    part = [trees[index] for index in indices]
-                    states = compute(backbone, part, first).cpu().contiguous()
-                    file.write(states.view(torch.uint8).numpy().tobytes())
-                    bar.update(sum(tree.size for tree in part))
+            with os.fdopen(handle, "wb") as file:
+                for rows in make():
+                    file.write(rows.cpu().contiguous().view(torch.uint8).numpy().tobytes())
             Path(beside).replace(path)
         finally:
             Path(beside).unlink(missing_ok=True)
     os.utime(path)  # so that `prune` drops what was used longest ago
-    return torch.from_file(str(path), size=total, dtype=backbone.dtype).view(-1, backbone.width)
+    return torch.from_file(str(path), size=total, dtype=dtype).view(shape)
+
+
+def _stored_states(backbone: Backbone, trees: list[Tree], first: int, label: str) -> Tensor:
+    total = sum(tree.size for tree in trees)
+
+    def make():
+        with _bar(trees, label) as bar:
+            for indices in pack([tree.size for tree in trees], _BUDGET):
+                part = [trees[index] for index in indices]
+                yield compute(backbone, part, first)
+                bar.update(sum(tree.size for tree in part))
+
+    key = states_key(backbone, trees, first, "all tokens")
+    return stored(key, (total, backbone.width), backbone.dtype, make)
 
 
 def _bar(trees: list[Tree], label: str) -> tqdm:
@@ -96,11 +111,15 @@ def _bar(trees: list[Tree], label: str) -> tqdm:
 
 def prune(limit: int = 20 * 2**30) -> int:
     """Delete the files used longest ago until at most `limit` bytes are left; bytes freed."""
-    files = sorted((cache_folder() / "trunk").glob("*.*"), key=lambda file: file.stat().st_mtime)
-    excess, freed = sum(file.stat().st_size for file in files) - limit, 0
-    for file in files:
+    files = []
+    for file in (cache_folder() / "trunk").glob("[!.]*"):
+        with contextlib.suppress(FileNotFoundError):  # another process may prune as well
+            status = file.stat()
+            files.append((status.st_mtime_ns, status.st_size, file))
+    excess, freed = sum(size for _, size, _ in files) - limit, 0
+    for _, size, file in sorted(files):
         if freed >= excess:
             break
-        freed += file.stat().st_size
+        freed += size
         file.unlink(missing_ok=True)
     return freed

@@ -4,6 +4,7 @@ Nothing else crosses. A payload is a flat dict of named float32 tensors, `<modul
 `<module>.B`; a module without an update is absent.
 """
 
+import json
 from collections.abc import Mapping
 
 import torch
@@ -18,14 +19,29 @@ class PayloadError(ValueError):
     """A payload that must not be used; the message names sender, tensor and what was expected."""
 
 
-def encode(factors: Mapping[str, LowRank]) -> bytes:
-    """Factors per module to bytes; equal factors give equal bytes."""
+def encode(factors: Mapping[str, LowRank], examples: int | None = None) -> bytes:
+    """Factors per module to bytes; equal factors give equal bytes.
+
+    `examples`, the number of training targets, goes along where a method weights by it.
+    """
     tensors = {}
     for name in sorted(factors):
         for part in ("A", "B"):
             tensor = getattr(factors[name], part).detach().to("cpu", torch.float32)
             tensors[f"{name}.{part}"] = tensor.contiguous()
-    return save(tensors)
+    return save(tensors, None if examples is None else {"examples": str(examples)})
+
+
+def examples(payload: bytes, sender: str) -> int:
+    """The number of training targets in a payload, or PayloadError."""
+    try:
+        length = int.from_bytes(payload[:8], "little")
+        count = int(json.loads(payload[8 : 8 + length])["__metadata__"]["examples"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PayloadError(f"payload of {sender} does not tell its number of examples") from error
+    if count < 1:
+        raise PayloadError(f"payload of {sender} tells {count} examples, expected at least 1")
+    return count
 
 
 def decode(
@@ -33,11 +49,13 @@ def decode(
     shapes: Mapping[str, tuple[int, int]],
     sender: str,
     unit: str | None = None,
+    whole: bool = True,
 ) -> dict[str, LowRank]:
     """Bytes to factors per module, or PayloadError.
 
     `shapes` gives (d_out, d_in) of every module that may occur; `unit` names the norm kind of which
-    each must be a direction (at most 1 where it was truncated, "column": each column 0 to 1).
+    each must be a direction: its norm ("column": its largest) is 1, or less if it is not `whole`
+    but truncated.
     """
     try:
         tensors = load(payload)
@@ -63,8 +81,12 @@ def decode(
                 f"{name} of {sender} has B {tuple(pair.B.shape)} and A {tuple(pair.A.shape)}, "
                 f"expected ({d_out}, r) and (r, {d_in})"
             )
-        if unit is not None and norm(pair, unit).max() > 1 + _UNIT_TOLERANCE:
-            raise PayloadError(f"{name} of {sender} is no direction: its {unit} norm exceeds 1")
+        if unit is not None:
+            size = norm(pair, unit).max().item()
+            if size > 1 + _UNIT_TOLERANCE or (whole and size < 1 - _UNIT_TOLERANCE):
+                raise PayloadError(
+                    f"{name} of {sender} is no direction: its {unit} norm is {size:.4g}, not 1"
+                )
         factors[name] = pair
     if tensors:
         raise PayloadError(f"payload of {sender} has the stray tensor {sorted(tensors)[0]!r}")

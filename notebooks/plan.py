@@ -193,6 +193,7 @@ def _run(
         parameters={"dataset": dataset, "method": method, "seed": seed, "settings": settings},
         unkeyed=where,
         inputs=(f"data/{dataset}/**/*",),
+        sources=_model_folder(preset),
         outputs=(f"{run}/result.json", f"{run}/metrics.csv", f"{run}/*"),
         clears=(run,),
         chosen=chosen,
@@ -225,6 +226,11 @@ def _picture(
         in_report=True,
         seconds=25 if heat else 8,
     )
+
+
+def _model_folder(preset: Preset) -> tuple[Path, ...]:
+    """The folder of a model that the user named, whose weights may change under its name."""
+    return (Path(preset.backbone),) if os.path.isabs(preset.backbone) else ()
 
 
 def _refuse(settings: dict, taken: set[str], label: str) -> None:

@@ -102,7 +102,8 @@ def why(stage: Stage, results: Path, current: dict) -> str | None:
 def begin(stage: Stage, results: Path, current: dict) -> None:
     """Clear what belongs to another key and note that the stage has started."""
     before = read(_started(stage, results)) or read(stamp_path(stage, results))
-    if before and before.get("key") != current:
+    # Without a stamp too: what is there was made by hand, perhaps from other data or code.
+    if before.get("key") != current:
         for name in stage.clears:
             shutil.rmtree(results / name, ignore_errors=True)
     note = {"key": current, "seconds": before.get("seconds")}

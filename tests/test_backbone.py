@@ -24,6 +24,23 @@ def test_tiny_is_the_same_every_time():
     assert first.identity == second.identity != load("tiny", "cpu", "bfloat16").identity
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_rotary_frequencies_are_not_rounded(dtype):
+    """bf16 frequencies would put position 150 at an angle that is wrong by a fifth of a radian."""
+    found = load("tiny", "cpu", dtype).model.model.rotary_emb.inv_freq
+    exact = 1 / 10000 ** (torch.arange(0, 16, 2, dtype=torch.float64) / 16)
+    assert (found.double() / exact - 1).abs().max() < 1e-6
+
+
+def test_generation_defaults_of_a_hub_model_are_dropped(tmp_path):
+    tiny = load("tiny", "cpu", "float32")
+    tiny.model.generation_config.repetition_penalty = 1.3
+    tiny.model.save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    assert "1.3" in (tmp_path / "generation_config.json").read_text()
+    assert load(str(tmp_path)).model.generation_config.repetition_penalty in (None, 1.0)
+
+
 def test_a_local_folder_loads(tmp_path):
     tiny = load("tiny", "cpu", "float32")
     tiny.model.save_pretrained(tmp_path)

@@ -12,7 +12,7 @@ from toy import config, write_domain, write_domains
 from fedecider import distances, federation, runs
 from fedecider.backbone import load
 from fedecider.config import RunConfig
-from fedecider.domains import read_affinity, read_domain
+from fedecider.domains import read_affinity, read_domain, read_domains
 
 
 def test_every_setting_has_a_help_line_and_unknown_ones_are_refused(tmp_path):
@@ -79,6 +79,44 @@ def test_reading_a_domain(tmp_path):
     assert domain.history(user, "test") == [*domain.train[user], domain.valid[user]]
     assert domain.popularity.sum() == sum(map(len, domain.train.values()))
     assert list(domain.popularity.index) == list(domain.items.index)
+
+
+def test_only_the_needed_users_are_read(tmp_path):
+    write_domain(tmp_path / "books", 0)
+    whole = read_domain(tmp_path / "books")
+    some = read_domain(tmp_path / "books", train=5, valid=3, test=2)
+    assert [len(some.users[split]) for split in ("train", "valid", "test")] == [5, 3, 2]
+    assert set(some.users["test"]) < set(some.users["valid"]) < set(some.users["train"])
+    assert sorted(some.train) == some.users["train"]
+    assert {user for _, user in some.negatives} == set(some.users["valid"])
+    for user in some.users["train"]:
+        assert some.train[user] == whole.train[user]
+    # Popularity counts everybody all the same.
+    pd.testing.assert_series_equal(some.popularity, whole.popularity)
+
+
+def test_left_over_folders_of_a_killed_preparation_are_no_domains(tmp_path):
+    write_domains(tmp_path, ["books", ".books.old"])
+    assert [domain.name for domain in read_domains(tmp_path)] == ["books"]
+
+
+def test_compare_pairs_users_and_seeds():
+    rows = [
+        ("toy", method, seed, "books", "sampled", "likelihood", f"u{user}", rank + user % 7)
+        for method, seed, rank in (
+            ("fedecider", 0, 1),
+            ("fedecider", 1, 1),
+            ("local", 0, 4),
+            ("local", 1, 4),
+            ("popularity", 0, 1),
+        )
+        for user in range(40)
+    ]
+    found = runs.compare(pd.DataFrame(rows, columns=runs.COLUMNS["ranks"])).set_index("against")
+    assert found.loc["local", "users"] == 80 and found.loc["local", "p"] < 0.01
+    assert found.loc["local", "difference"] > 0 and found.loc["local", "low"] > 0
+    assert found.loc["popularity", "difference"] == 0 and found.loc["popularity", "p"] == 1
+    assert runs.compare(pd.DataFrame(columns=runs.COLUMNS["ranks"])).empty
 
 
 def test_unfit_domains_are_named(tmp_path):

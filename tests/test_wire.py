@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save
 
 from fedecider.direction import LowRank, direction
-from fedecider.wire import PayloadError, decode, encode
+from fedecider.wire import PayloadError, decode, encode, examples
 
 SHAPES = {"m.q": (4, 5), "m.v": (3, 5)}
 
@@ -41,6 +41,23 @@ def test_directions_must_be_of_unit_norm():
     decode(encode(sent), SHAPES, "a", "frobenius")
     with pytest.raises(PayloadError, match="m.q of mallory is no direction"):
         decode(encode(factors()), SHAPES, "mallory", "frobenius")
+
+
+def test_a_shrunken_direction_passes_only_where_truncation_is_set():
+    sent = {name: direction(pair).scaled(0.9) for name, pair in factors().items()}
+    with pytest.raises(PayloadError, match="frobenius norm is 0.9, not 1"):
+        decode(encode(sent), SHAPES, "a", "frobenius")
+    assert decode(encode(sent), SHAPES, "a", "frobenius", whole=False)
+
+
+def test_the_number_of_examples_travels_with_the_factors():
+    assert examples(encode(factors(), 17), "a") == 17
+    with pytest.raises(PayloadError, match="payload of a does not tell its number of examples"):
+        examples(encode(factors()), "a")
+    with pytest.raises(PayloadError, match="tells 0 examples"):
+        examples(encode(factors(), 0), "a")
+    with pytest.raises(PayloadError, match="does not tell"):
+        examples(b"torn", "a")
 
 
 def bent(change):

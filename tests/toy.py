@@ -47,6 +47,7 @@ def config(data: Path, folder: Path, method: str = "fedecider", **settings) -> R
         "backbone": "tiny",
         "device": "cpu",
         "dtype": "float32",
+        "top_layers": 1,  # of 2: stored trunk states, as in every preset
         "rank": 2,
         "rounds": 2,
         "lr": 5e-3,

@@ -6,12 +6,14 @@ B A is not what comes out; that inexactness belongs to the method.
 
 from fedecider.direction import LowRank
 from fedecider.methods.local import Downloads, Local, Uploads
+from fedecider.wire import PayloadError
 
 
 class FedAvg(Local):
     """One global LoRA: every client goes on from the weighted mean of all clients' factors."""
 
     name = "fedavg"
+    sends_examples = True
 
     def upload(self, client, adapter):
         """The raw factors."""
@@ -21,7 +23,11 @@ class FedAvg(Local):
         """sum_i w_i A_i and sum_i w_i B_i with w_i = n_i / sum n, the same for every client."""
         total = sum(weights[client] for client in uploads)
         share = {client: weights[client] / total for client in sorted(uploads)}
-        names = sorted(next(iter(uploads.values())))
+        names = sorted(set().union(*uploads.values()))
+        for client, factors in uploads.items():
+            if sorted(factors) != names:
+                absent = sorted(set(names) - set(factors))
+                raise PayloadError(f"fedavg needs every module of {client}, {absent[0]} is absent")
         mean = {
             name: LowRank(
                 sum(share[client] * uploads[client][name].B for client in share),

@@ -19,6 +19,7 @@ class Local:
     name = "local"
     learns_alpha = False
     rounds_needed = True  # zero-shot has none
+    sends_examples = False  # whether the number of training targets goes up with the factors
 
     def __init__(self, config: RunConfig):
         self.config = config
@@ -47,7 +48,7 @@ class Local:
         return None
 
     def aggregate(self, uploads: Uploads, weights: dict[str, int], number: int) -> Downloads:
-        """The server's part: from decoded uploads, and numbers of targets, to downloads."""
+        """The server's part: from decoded uploads, and sent numbers of targets, to downloads."""
         return {}
 
     def receive(self, client, downloads: Uploads, adapter: Adapter) -> None:
