@@ -2,6 +2,7 @@
 
 import base64
 import fcntl
+import functools
 import io
 import os
 import signal
@@ -182,7 +183,9 @@ def test_a_stopped_run_goes_on_from_where_it_was(tmp_path, sent):
         "(run / 'done').write_text('second time')",
     )
     command = [sys.executable, "-c", _DRIVE, str(tmp_path)]
-    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # A shell's background job starts with Ctrl-C ignored, and so would all that it starts.
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
     rounds, deadline = tmp_path / "results/run/rounds", time.monotonic() + 60
     while not (rounds.exists() and rounds.read_text()):
         assert first.poll() is None and time.monotonic() < deadline
