@@ -1,5 +1,6 @@
 """One client: its data as tokens, its state between rounds, its local training."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -89,24 +90,9 @@ class Client:
         return self.data.name
 
 
-class _Nothing:
-    """Stands where a model has no foreign directions."""
-
-    alpha = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        return None
-
-    def project(self):
-        return None
-
-
 def entered(mixture: Mixture | None):
-    """The mixture as a context, or an empty one."""
-    return mixture if mixture is not None else _Nothing()
+    """The mixture as a context, or an empty one where a model has no foreign directions."""
+    return mixture if mixture is not None else nullcontext()
 
 
 def seeded(config: RunConfig, name: str, number: int) -> torch.Generator:

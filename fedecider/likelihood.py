@@ -5,6 +5,8 @@ the positions that predict a title's token, a chunk of rows at a time, and never
 with respect to the hidden states is formed in the same pass, which the frozen output layer allows.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ def _working(hidden: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, torch.float32)
 
 
-def _normalisers(blocks: list[Tensor], working: torch.dtype) -> Tensor:
+def _normalisers(blocks: Iterable[Tensor], working: torch.dtype) -> Tensor:
     """log sum exp over the columns of all blocks, (rows,)."""
     return torch.stack([block.to(working).logsumexp(-1) for block in blocks]).logsumexp(0)
 
@@ -26,8 +28,7 @@ def log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
     """log sum exp of each row's logits: hidden (S, d), head (V, d) to (S,), at least float32."""
     working, columns = _working(hidden), head.split(_COLUMNS)
     rows = [
-        torch.stack([(part @ some.T).to(working).logsumexp(-1) for some in columns]).logsumexp(0)
-        for part in hidden.split(_ROWS)
+        _normalisers((part @ some.T for some in columns), working) for part in hidden.split(_ROWS)
     ]
     return torch.cat(rows) if rows else hidden.new_zeros(0, dtype=working)
 
