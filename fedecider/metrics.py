@@ -36,20 +36,17 @@ def summarise(ranks: np.ndarray) -> dict[str, float]:
 
 
 def paired_bootstrap(
-    first: np.ndarray,
-    second: np.ndarray,
-    metric: str = "ndcg@10",
-    samples: int = 10_000,
-    seed: int = 0,
+    first: np.ndarray, second: np.ndarray, samples: int = 10_000, seed: int = 0
 ) -> dict[str, float]:
-    """Difference first - second of a metric on the same users, with a 95 % interval and p.
+    """Mean difference first - second of two values a user, with a 95 % interval and p.
 
-    Ranks are aligned by user. Users are drawn with replacement; p is two-sided, twice the smaller
+    Aligned by user, one entry each: several seeds of a user are averaged before, since they are no
+    independent observations. Users are drawn with replacement; p is two-sided, twice the smaller
     share of resampled differences on either side of 0 (at least 1 / samples), capped at 1.
     """
     if len(first) != len(second) or len(first) == 0:
-        raise ValueError(f"paired ranks must match and not be empty: {len(first)}, {len(second)}")
-    difference = per_user(first, metric) - per_user(second, metric)
+        raise ValueError(f"paired values must match and not be empty: {len(first)}, {len(second)}")
+    difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     generator = np.random.default_rng(seed)
     means = np.empty(samples)
     for start in range(0, samples, 500):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedecider.metrics import paired_bootstrap, summarise
+from fedecider.metrics import paired_bootstrap, per_user, summarise
 
 _RUN = ["dataset", "method", "seed"]
 COLUMNS = {
@@ -180,20 +180,21 @@ def compare(ranks: pd.DataFrame, method: str = "fedecider", metric: str = "ndcg@
     """A method against every other, a row each and protocol: a paired bootstrap over users.
 
     Columns: dataset, protocol, method, against, metric, users, difference, low, high, p (see
-    `metrics.paired_bootstrap`). Users of all domains are drawn together, once a seed that both
-    methods have; popularity has one seed and stands against each.
+    `metrics.paired_bootstrap`). Users of all domains are drawn together; a user's value is the mean
+    over the seeds of the method, so more seeds do not count as more users.
     """
     columns = ["dataset", "protocol", "method", "against", "metric", "users", "difference"]
     rows = []
     for (dataset, protocol), part in ranks.groupby(["dataset", "protocol"], sort=True):
-        own = part[part["method"] == method]
+        part = part.assign(value=per_user(part["rank"].to_numpy(), metric))
+        values = part.groupby(["method", "domain", "user_id"])["value"].mean()
+        if method not in values:
+            continue
         for other in sorted(set(part["method"]) - {method}):
-            theirs = part[part["method"] == other]
-            pair = ["domain", "user_id"] + ["seed"] * (other != "popularity")
-            both = own.merge(theirs, on=pair, suffixes=("", "_other"))
-            if both.empty:
+            both = pd.concat([values[method], values[other]], axis=1, join="inner").to_numpy()
+            if not len(both):
                 continue
-            found = paired_bootstrap(both["rank"], both["rank_other"], metric)
+            found = paired_bootstrap(*both.T)
             names = (dataset, protocol, method, other, metric, len(both))
             rows.append(dict(zip(columns, names, strict=False)) | found)
     return pd.DataFrame(rows, columns=[*columns, "low", "high", "p"])

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import data_prep
 from fedecider.config import RunConfig
+from fedecider.methods import METHODS
 from notebooks.stages import Stage, StageError
 
 # In the order of the report: notebook of a data set, and further parameters. The two protocols are
@@ -142,6 +143,13 @@ def stages(preset: Preset, results: Path, root: Path) -> list[Stage]:
     for seed in preset.seeds:
         for dataset, entry in preset.datasets.items():
             for method in entry.methods or preset.methods:
+                # What does not train has no seed: one run of it serves all.
+                if (
+                    seed != preset.seeds[0]
+                    and method in METHODS
+                    and not METHODS[method].rounds_needed
+                ):
+                    continue
                 runs.append(_run(preset, dataset, entry, method, seed, where, root))
     pictures = [
         _picture(preset, notebooks[dataset], dataset, runs, where, **more)

@@ -4,7 +4,6 @@ import html
 import os
 import platform
 import re
-import tempfile
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from fedecider.runs import atomic
 from notebooks import stages
 from notebooks.plan import Preset
 from notebooks.progress import clock
@@ -93,11 +93,8 @@ def write(results: Path, notebook: nbformat.NotebookNode) -> None:
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
         f"<body>{body}</body></html>\n"
     )
-    handle, beside = tempfile.mkstemp(dir=results, prefix=".report")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(page)
-    os.chmod(beside, 0o644)
-    os.replace(beside, results / "report.html")
+    with atomic(results / "report.html") as beside:
+        beside.write_text(page, encoding="utf-8")
 
 
 def _section(results: Path, one: Stage) -> tuple[str, list]:

@@ -9,14 +9,13 @@ it was) and ``<stage>.json`` once it has finished.
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from fedecider.runs import write_json
 from notebooks.closure import PACKAGES, called, source_digest
 
 # What later stages read of a run folder; checkpoints and adapters are large and not read.
@@ -107,7 +106,7 @@ def begin(stage: Stage, results: Path, current: dict) -> None:
         for name in stage.clears:
             shutil.rmtree(results / name, ignore_errors=True)
     note = {"key": current, "seconds": before.get("seconds")}
-    _write(_started(stage, results), note)
+    write_json(_started(stage, results), note)
     stamp_path(stage, results).unlink(missing_ok=True)
 
 
@@ -121,7 +120,7 @@ def finish(stage: Stage, results: Path, current: dict, seconds: float) -> None:
         for path in _matches(results, stage.outputs)
     }
     stamp = {"key": current, "outputs": sizes, "seconds": round(seconds, 1)}
-    _write(stamp_path(stage, results), stamp)
+    write_json(stamp_path(stage, results), stamp)
     _started(stage, results).unlink(missing_ok=True)
 
 
@@ -191,12 +190,3 @@ def _hashed(path: Path, _changed: int, _size: int) -> str:
 
 def _changed(before: dict, now: dict) -> list[str]:
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-
-
-def _write(path: Path, value: dict) -> None:
-    """Beside, then renamed: a stamp is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-    os.replace(beside, path)

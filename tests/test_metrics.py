@@ -44,11 +44,11 @@ def test_nan_and_bad_names_are_refused():
 def test_bootstrap_tells_a_difference_from_noise():
     generator = np.random.default_rng(0)
     first = generator.integers(1, 30, 400)
-    same = paired_bootstrap(first, first, samples=2000)
+    same = paired_bootstrap(-first, -first, samples=2000)
     assert same["difference"] == 0 and same["p"] == 1.0
-    better = paired_bootstrap(np.maximum(1, first - 4), first, samples=2000)
+    better = paired_bootstrap(-np.maximum(1, first - 4), -first, samples=2000)
     assert better["difference"] > 0 and better["low"] > 0 and better["p"] < 0.01
-    worse = paired_bootstrap(first, np.maximum(1, first - 4), samples=2000)
+    worse = paired_bootstrap(-first, -np.maximum(1, first - 4), samples=2000)
     assert worse["difference"] == pytest.approx(-better["difference"]) and worse["high"] < 0
     other = generator.permutation(first)
     assert paired_bootstrap(first, other, samples=2000)["p"] > 0.05

@@ -305,6 +305,15 @@ def test_every_preset_makes_valid_stages(tmp_path):
             assert stage.unkeyed["results"] == f"../results/{name}"
 
 
+def test_what_has_no_seed_runs_once():
+    todo = plan.stages(preset(seeds=[3, 4]), ROOT / "results/tiny", ROOT)
+    names = [stage.name for stage in todo if stage.notebook == "run_federation"]
+    assert [name for name in names if "zero-shot" in name] == [
+        "run_federation-goodreads-zero-shot-seed3"
+    ]
+    assert sum("goodreads-local" in name for name in names) == 2
+
+
 def test_what_the_paper_preset_needs_is_said_at_once(tmp_path, capsys):
     def error(*arguments: str) -> str:
         assert reproduce.main(["--preset", "paper", *arguments]) == 1

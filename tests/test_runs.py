@@ -100,7 +100,7 @@ def test_left_over_folders_of_a_killed_preparation_are_no_domains(tmp_path):
     assert [domain.name for domain in read_domains(tmp_path)] == ["books"]
 
 
-def test_compare_pairs_users_and_seeds():
+def test_compare_pairs_users_and_does_not_count_seeds_as_users():
     rows = [
         ("toy", method, seed, "books", "sampled", "likelihood", f"u{user}", rank + user % 7)
         for method, seed, rank in (
@@ -113,7 +113,7 @@ def test_compare_pairs_users_and_seeds():
         for user in range(40)
     ]
     found = runs.compare(pd.DataFrame(rows, columns=runs.COLUMNS["ranks"])).set_index("against")
-    assert found.loc["local", "users"] == 80 and found.loc["local", "p"] < 0.01
+    assert found.loc["local", "users"] == 40 and found.loc["local", "p"] < 0.01
     assert found.loc["local", "difference"] > 0 and found.loc["local", "low"] > 0
     assert found.loc["popularity", "difference"] == 0 and found.loc["popularity", "p"] == 1
     assert runs.compare(pd.DataFrame(columns=runs.COLUMNS["ranks"])).empty
