@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AttentionInterface,
@@ -44,10 +45,8 @@ def _attention(module, query, key, value, attention_mask, layout=None, **kwargs)
     """Attention of a packed row by its layout; plain SDPA where a caller gives none (generate)."""
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    return layout.attend(query, key, value, kwargs["scaling"]).transpose(1, 2), None
+    rows = (x[0].transpose(0, 1) for x in (query, key, value))
+    return layout.attend(*rows, kwargs["scaling"])[None], None
 
 
 AttentionInterface.register(_ATTENTION, _attention)
@@ -257,7 +256,7 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
             ) from error
         revision = f"{Path(source).name} {getattr(model.config, '_commit_hash', None)}"
         if Path(source).is_dir():
-            parts = sorted(Path(source).glob("*.safetensors"))
+            parts = sorted(p for p in Path(source).iterdir() if p.is_file())
             revision += " ".join(f"{p.name} {p.stat().st_size}" for p in parts)
             if name not in PACKAGED:  # a folder of the user's may change under its name
                 revision += " ".join(str(p.stat().st_mtime_ns) for p in parts)
@@ -271,7 +270,10 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
     # A strided row (the last position of a padded batch) would make matmul copy the output layer
     # once a row.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
-    identity = hashlib.sha256(f"{name} {revision} {precision} {place.type}".encode()).hexdigest()
+    # States computed by other versions of what multiplies may differ in the last digit.
+    software = f"torch {torch.__version__} transformers {transformers.__version__}"
+    mark = f"{name} {revision} {precision} {place.type} {software}"
+    identity = hashlib.sha256(mark.encode()).hexdigest()
     backbone = Backbone(model, tokenizer, name, place, precision, identity[:16])
     _check_layout(backbone)
     return backbone

@@ -1,36 +1,60 @@
 """Token log-probabilities without a logits matrix.
 
 Logits are the dearest tensor of a small language model (49,152 columns). They are made here only at
-the positions that predict a title's token, a chunk of rows at a time, and never kept: the gradient
-with respect to the hidden states is formed in the same pass, which the frozen output layer allows.
+the positions that predict a title's token, a block at a time in one reused buffer, and never kept.
+The normaliser is summed block by block under a running maximum, and the gradient with respect to
+the hidden states is formed in the same sweep, which the frozen output layer allows: one exponential
+a logit, where a softmax over stored logits needs several passes over fresh memory.
 """
-
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-# A block of logits of this size stays in a laptop's cache; the passes over it (cast, exp, sum) then
-# cost half of what they cost on whole rows.
-_ROWS, _COLUMNS = 256, 8192
+# A block of logits of this size stays in a laptop's cache.
+_ROWS, _COLUMNS = 512, 2048
 
 
 def _working(hidden: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, torch.float32)
 
 
-def _normalisers(blocks: Iterable[Tensor], working: torch.dtype) -> Tensor:
-    """log sum exp over the columns of all blocks, (rows,)."""
-    return torch.stack([block.to(working).logsumexp(-1) for block in blocks]).logsumexp(0)
+@torch.no_grad()
+def _sweep(hidden: Tensor, head: Tensor, expected: bool) -> tuple[Tensor, Tensor | None]:
+    """log sum exp of each row's logits, (S,), and, if asked for, the expected output row (S, d).
+
+    hidden (S, d), head (V, d). The expected row is sum_v p(v) head[v], the normaliser's gradient.
+    """
+    working = _working(hidden)
+    normalisers, means = [], []
+    for part in hidden.split(_ROWS):
+        rows = len(part)
+        top = torch.full((rows,), float("-inf"), dtype=working, device=part.device)
+        total, mean = torch.zeros_like(top), part.new_zeros(part.shape, dtype=working)
+        product = torch.empty_like(part)
+        logits = chance = None
+        for some in head.split(_COLUMNS):
+            if logits is None or logits.shape[1] != len(some):
+                logits = part.new_empty(rows, len(some))
+                chance = logits.new_empty(logits.shape, dtype=working)
+            torch.mm(part, some.T, out=logits)
+            higher = torch.maximum(top, logits.amax(-1).to(working))
+            kept = (top - higher).exp_()
+            chance.copy_(logits).sub_(higher[:, None]).exp_()
+            total.mul_(kept).add_(chance.sum(-1))
+            if expected:
+                # Back into the buffer of the logits, in the model's own precision.
+                mean.mul_(kept[:, None]).add_(torch.mm(logits.copy_(chance), some, out=product))
+            top = higher
+        normalisers.append(top + total.log())
+        means.append(mean.div_(total[:, None]))
+    if not normalisers:
+        return hidden.new_zeros(0, dtype=working), hidden.new_zeros(0, hidden.shape[1])
+    return torch.cat(normalisers), torch.cat(means) if expected else None
 
 
 def log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
     """log sum exp of each row's logits: hidden (S, d), head (V, d) to (S,), at least float32."""
-    working, columns = _working(hidden), head.split(_COLUMNS)
-    rows = [
-        _normalisers((part @ some.T for some in columns), working) for part in hidden.split(_ROWS)
-    ]
-    return torch.cat(rows) if rows else hidden.new_zeros(0, dtype=working)
+    return _sweep(hidden, head, expected=False)[0]
 
 
 def log_probs(hidden: Tensor, head: Tensor, source: Tensor, token: Tensor) -> Tensor:
@@ -47,24 +71,15 @@ def log_probs(hidden: Tensor, head: Tensor, source: Tensor, token: Tensor) -> Te
 class _NegativeLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Tensor, token: Tensor) -> Tensor:
-        working, columns = _working(hidden), head.split(_COLUMNS)
-        losses, slopes = [], []
-        for part, tokens in zip(hidden.split(_ROWS), token.split(_ROWS), strict=True):
-            blocks = [part @ some.T for some in columns]
-            normaliser = _normalisers(blocks, working)
-            logit = (part.to(working) * head[tokens].to(working)).sum(-1)
-            losses.append(normaliser - logit)
-            if ctx.needs_input_grad[0]:
-                # The gradient: the expected output row under the model minus that of the target.
-                slope = -head[tokens].to(working)
-                for block, some in zip(blocks, columns, strict=True):
-                    chance = block.to(working).sub_(normaliser[:, None]).exp_().to(head.dtype)
-                    slope += chance @ some
-                slopes.append(slope)
+        working = _working(hidden)
+        normaliser, slope = _sweep(hidden, head, ctx.needs_input_grad[0])
+        wanted = head[token].to(working)
+        loss = normaliser - (hidden.to(working) * wanted).sum(-1)
         ctx.dtype = hidden.dtype
-        if slopes:
-            ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(losses)
+        if slope is not None:
+            # The expected output row under the model minus that of the target.
+            ctx.save_for_backward(slope.sub_(wanted))
+        return loss
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from fedecider.attention import Begun, Packed, seen_by_all
 
 
 class Tree(NamedTuple):
@@ -45,40 +46,41 @@ class Forest:
         ids: list[int] = []
         positions: list[int] = []
         self.offsets: list[int] = []
-        self._parts: list[int] = []  # lengths of the row's parts: prompt, branches, prompt, ...
-        self._gather: list[tuple[Tensor, Tensor] | None] = []
+        starts: list[int] = []  # of the branches
         for tree in self.trees:
             self.offsets.append(len(ids))
             prompt = len(tree.prompt)
             ids += tree.prompt
             positions += range(prompt)
-            self._parts.append(prompt)
-            if tree.branches:
-                for branch in tree.branches:
-                    ids += branch
-                    positions += range(prompt, prompt + len(branch))
-                lengths = [len(branch) for branch in tree.branches]
-                self._parts.append(sum(lengths))
-                self._gather.append(_padding(lengths))
-            else:
-                self._gather.append(None)
+            for branch in tree.branches:
+                starts.append(len(ids))
+                ids += branch
+                positions += range(prompt, prompt + len(branch))
         self.ids = torch.tensor(ids, dtype=torch.long)
         self.positions = torch.tensor(positions, dtype=torch.long)
+        self._prompts = Packed(self.offsets, [len(tree.prompt) for tree in self.trees])
+        lengths = [len(branch) for tree in self.trees for branch in tree.branches]
+        self._branches = Packed(starts, lengths, max(lengths)) if starts else None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Causal attention within each tree; q, k, v and the result are (1, heads, T, head size).
+        """Causal attention within each tree: q (T, h, d), k and v (T, k, d) to (T, h, d).
 
-        Prompts go through SDPA one by one (no mask, no padding). Branches attend to their prompt in
-        one matmul for all of them and to themselves in a small padded one, under one softmax.
+        Branches attend to themselves and to their prompt under one softmax; they are for scoring,
+        so a row with branches has no gradient.
         """
-        parts = zip(*(x.split(self._parts, dim=2) for x in (query, key, value)), strict=True)
-        out = []
-        for gather in self._gather:
-            q, k, v = next(parts)
-            out.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale))
-            if gather is not None:
-                out.append(_attend_branches(next(parts), k[0], v[0], gather, scale))
-        return torch.cat(out, dim=2)
+        out = self._prompts.attend(query, key, value, scale)
+        if self._branches is None:
+            return out
+        if torch.is_grad_enabled() and query.requires_grad:
+            raise RuntimeError("a row with branches is for scoring and has no gradient")
+        own = self._branches.begun(query, key, value, scale)
+        for tree, offset in zip(self.trees, self.offsets, strict=True):
+            prompt = slice(offset, offset + len(tree.prompt))
+            behind = slice(prompt.stop, offset + tree.size)
+            if behind.stop > behind.start:
+                shared = seen_by_all(query[behind], key[prompt], value[prompt], scale)
+                out[behind] = Begun(*(x[behind] for x in own)).joined(shared)
+        return out
 
 
 class Rows(Forest):
@@ -86,36 +88,6 @@ class Rows(Forest):
 
     def __init__(self, lengths: Iterable[int]):
         super().__init__(Tree([0] * length) for length in lengths)
-
-
-def _padding(lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Index (C, L) of each branch's tokens (clamped) and the mask (C, L) of the real ones."""
-    length = torch.tensor(lengths)
-    start = length.cumsum(0) - length
-    step = torch.arange(max(lengths))
-    real = step < length[:, None]
-    return (start[:, None] + step).masked_fill(~real, 0), real
-
-
-def _attend_branches(branch, prompt_key, prompt_value, gather, scale) -> Tensor:
-    """Branch tokens (1, h, N, d) over their prompt (h, P, d) and over their own branch."""
-    q, k, v = (x[0] for x in branch)
-    index, real = (x.to(q.device) for x in gather)
-    count, length = index.shape
-    heads, tokens, size = q.shape
-    own_q, own_k, own_v = (
-        x[:, index.flatten()].view(heads, count, length, size) for x in (q, k, v)
-    )
-    causal = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    own = (own_q @ own_k.transpose(-1, -2) * scale).masked_fill(~causal, float("-inf"))
-    prompt = own_q.reshape(heads, count * length, size) @ prompt_key.transpose(-1, -2) * scale
-    scores = torch.cat([prompt.view(heads, count, length, -1), own], dim=-1)
-    working = torch.promote_types(scores.dtype, torch.float32)
-    weights = scores.to(working).softmax(-1).to(q.dtype)
-    seen = prompt_key.shape[1]
-    mixed = weights[..., :seen].reshape(heads, count * length, seen) @ prompt_value
-    mixed = mixed.view(heads, count, length, size) + weights[..., seen:] @ own_v
-    return mixed[:, real][None]
 
 
 class Example(NamedTuple):

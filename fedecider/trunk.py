@@ -21,6 +21,8 @@ from tqdm import tqdm
 from fedecider.backbone import Backbone, cache_folder
 from fedecider.sequences import Forest, Tree, pack
 
+# Part of every key: raise it when the arithmetic of `compute` changes, be it in the last digit.
+_COMPUTED = 3
 _BUDGET = 2048  # tokens a forward; large enough for full matmul speed, small enough for the cache
 
 
@@ -55,7 +57,7 @@ class Trunk:
 
 def states_key(backbone: Backbone, trees: list[Tree], first: int, kept: str) -> str:
     """Names states by their content: model, precision, block, tokens, and what is kept of them."""
-    digest = hashlib.sha256(f"2 {backbone.identity} {first} {kept}".encode())
+    digest = hashlib.sha256(f"{_COMPUTED} {backbone.identity} {first} {kept}".encode())
     for tree in trees:
         lengths = [len(tree.prompt), *map(len, tree.branches)]
         digest.update(np.array([len(lengths), *lengths], dtype=np.int64).tobytes())
