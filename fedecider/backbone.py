@@ -75,6 +75,13 @@ class Backbone:
         return self.model.config.hidden_size
 
     @property
+    def key_shape(self) -> tuple[int, int]:
+        """Number of key-value heads and size of a head."""
+        config = self.model.config
+        size = getattr(config, "head_dim", None)
+        return config.num_key_value_heads, size or self.width // config.num_attention_heads
+
+    @property
     def head(self) -> torch.Tensor:
         """Weight of the output layer, (vocabulary, width), frozen."""
         return self.model.get_output_embeddings().weight

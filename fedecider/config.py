@@ -75,14 +75,15 @@ class RunConfig(BaseModel):
     alpha_warmup: int = Field(0, ge=0, description="steps a round that train alpha alone, first")
 
     # Ranking
-    rankers: list[Literal["likelihood", "grounding"]] = Field(
-        ["likelihood", "grounding"], description="1 + 99 lists and whole catalogue"
+    rankers: list[Literal["likelihood", "grounding", "trie"]] = Field(
+        ["likelihood", "grounding"],
+        description="1 + 99 lists by likelihood, whole catalogue by grounding, by trie or by both",
     )
     prompt_weights: list[float] = Field(
         [0.0, 0.25, 0.5, 0.75, 1.0],
         description="weights of the empty-prompt correction among which validation chooses",
     )
-    beams: int = Field(4, ge=1, description="beams of the generated title in grounding")
+    beams: int = Field(4, ge=1, description="beams of the title in grounding and in trie")
     title_tokens: int = Field(24, ge=1, description="longest generated title in grounding")
 
     @field_validator("prompt_weights", "rankers", "targets")

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fedecider import ranking
+from fedecider import ranking, trie
 from fedecider.adapter import Adapter
 from fedecider.client import ClientData, ClientModel, entered
 from fedecider.trunk import Trunk
@@ -17,6 +17,10 @@ def evaluate(data: ClientData, model: ClientModel, adapter: Adapter, method: str
     """
     config = data.config
     users = data.test_users
+    items = data.domain.items.index
+    titles = [data.catalogue.tokens[item] for item in items]
+    targets = [items.get_loc(data.domain.test[user]) for user in users]
+    asked = [data.catalogue.prompt(user, "test", config.history) for user in users]
     rows, chosen = [], {}
 
     def note(method: str, protocol: str, ranker: str, ranks) -> None:
@@ -32,22 +36,24 @@ def evaluate(data: ClientData, model: ClientModel, adapter: Adapter, method: str
         if "grounding" in config.rankers:
             generated = ranking.generate_titles(
                 adapter,
-                [data.catalogue.prompt(user, "test", config.history) for user in users],
+                asked,
                 data.form.end,
                 config.beams,
                 config.title_tokens,
                 f"{data.name} grounding",
             )
+        if "trie" in config.rankers:
+            prompts = trie.Prompts(adapter.backbone, asked, adapter.first, f"{data.name} prompts")
+            root = trie.build(titles, data.form.end)
+            found = trie.search(adapter, root, prompts, config.beams, f"{data.name} trie")
+            note(method, "catalogue", "trie", trie.ranks(found, targets, len(items)))
     if "grounding" in config.rankers:
         # Outside the mixture: titles are embedded by the untuned base.
-        items = data.domain.items.index
-        tokens = data.catalogue.tokens
-        catalogue = ranking.embed_titles(adapter, [tokens[item] for item in items], cached=True)
+        catalogue = ranking.embed_titles(adapter, titles, cached=True)
         embedded = ranking.embed_titles(adapter, generated, cached=False)
-        targets = [items.get_loc(data.domain.test[user]) for user in users]
-        note(
-            method, "catalogue", "grounding", ranking.grounding_ranks(embedded, catalogue, targets)
-        )
+        found = ranking.grounding_ranks(embedded, catalogue, targets)
+        note(method, "catalogue", "grounding", found)
+    if {"grounding", "trie"} & set(config.rankers):
         note("popularity", "catalogue", "popularity", _popularity(data, "catalogue"))
     columns = ["domain", "method", "protocol", "ranker", "user_id", "rank"]
     return pd.DataFrame(rows, columns=columns), chosen
