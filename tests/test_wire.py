@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fedecider.direction import LowRank, direction
+from fedecider.direction import LowRank, combine, direction, norm
 from fedecider.wire import PayloadError, decode, encode, examples
 
 SHAPES = {"m.q": (4, 5), "m.v": (3, 5)}
@@ -58,6 +58,56 @@ def test_the_number_of_examples_travels_with_the_factors():
         examples(encode(factors(), 0), "a")
     with pytest.raises(PayloadError, match="does not tell"):
         examples(b"torn", "a")
+
+
+@pytest.mark.parametrize(("precision", "error"), [("bfloat16", 4e-3), ("int8", 2e-2)])
+def test_coarser_payloads_are_smaller_and_near(precision, error):
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"m.q": (300, 200)}
+    pair = LowRank(
+        torch.randn(300, 8, generator=generator) * torch.logspace(0, -6, 8),
+        torch.randn(8, 200, generator=generator),
+    )
+    sent = {"m.q": direction(pair)}
+    payload = encode(sent, precision=precision)
+    got = decode(payload, shapes, "a", "frobenius", precision=precision)["m.q"]
+    assert got.A.dtype == got.B.dtype == torch.float32
+    assert norm(combine([got, sent["m.q"].to(torch.float32)], [1, -1])) < error
+    assert len(payload) < len(encode(sent)) * {"bfloat16": 0.53, "int8": 0.29}[precision]
+    with pytest.raises(PayloadError, match=f"{precision}, not float32"):
+        decode(payload, shapes, "a")
+
+
+def test_int8_restores_zeros_and_needs_its_scales():
+    sent = {"m.q": LowRank(torch.zeros(4, 2), torch.ones(2, 5))}
+    got = decode(encode(sent, precision="int8"), SHAPES, "a", precision="int8")["m.q"]
+    assert not got.B.any() and torch.allclose(got.A, torch.ones(2, 5))
+    plain = {"m.q.A": torch.zeros(2, 5, dtype=torch.int8)}
+    plain["m.q.B"] = torch.zeros(4, 2, dtype=torch.int8)
+    for scales, message in (
+        (None, "lacks m.q.scales"),
+        (torch.ones(2, 3), r"m.q.scales of a must be \(2, 2\) float32"),
+        (-torch.ones(2, 2), "not negative"),
+        (torch.full((2, 2), torch.inf), "finite"),
+    ):
+        tensors = plain if scales is None else plain | {"m.q.scales": scales}
+        with pytest.raises(PayloadError, match=message):
+            decode(save(tensors), SHAPES, "a", precision="int8")
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="one of float32, bfloat16, int8, got 'float16'"):
+        encode(factors(), precision="float16")
+
+
+def test_ranks_and_norms_beyond_reason_are_refused():
+    payload = encode(factors(rank=3))
+    assert decode(payload, SHAPES, "a", rank=3)
+    with pytest.raises(PayloadError, match="m.q of a has rank 3, at most 2 expected"):
+        decode(payload, SHAPES, "a", rank=2)
+    large = {"m.q": LowRank(torch.full((4, 1), 2e30), torch.ones(1, 5))}
+    with pytest.raises(PayloadError, match="m.q of a has norm .*e.30, at most 1e.06 expected"):
+        decode(encode(large), SHAPES, "a")
 
 
 def bent(change):
