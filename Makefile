@@ -1,6 +1,7 @@
 # make reproduce   raw dumps -> domains -> federations -> figures, tables and a report
 # make test        ruff and every test, notebooks included
 # make lab         JupyterLab on the notebooks
+# make bench       this package against stock tools, as ratios inside one run
 #
 # Each makes its own environment in .venv first; nothing but Python 3.11 or newer, make and pip is
 # assumed. Another Python: make test PYTHON=/path/to/python3
@@ -19,7 +20,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: reproduce test lab setup
+.PHONY: reproduce test lab bench setup
 .DEFAULT_GOAL := reproduce
 
 # Values are quoted for the shell, so folders may have spaces in their names.
@@ -35,6 +36,9 @@ test: .venv/.ready
 
 lab: .venv/.ready
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+
+bench: .venv/.ready
+	@$(BIN)/python -m notebooks.bench
 
 setup: .venv/.ready
 

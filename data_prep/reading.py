@@ -4,6 +4,7 @@ Files are read in blocks of fixed size, so memory stays bounded whatever the fil
 truncated or foreign file is an error that names it. DuckDB parses the batches in parallel.
 """
 
+import csv
 import gzip
 import io
 import json
@@ -177,7 +178,7 @@ def table_batches(
     `line` counts the rows from 1 (without the header); an absent optional column is all null.
     either: optional columns of which one has to be there. CSV rows with another number of fields
     than the header, or with a line break in a named field, are counted in `rejected`.
-    Raises FormatError if columns are missing.
+    White space around a column's name does not count. Raises FormatError if columns are missing.
     """
     wanted = required + optional
     if path.suffix == ".parquet":
@@ -191,9 +192,11 @@ def table_batches(
             rejected["broken line"] += 1 + (row.text or "").strip("\r\n").count("\n")
             return "skip"
 
-        names = _header(path)
+        written = _header(path)  # as the parser below knows the columns
+        names = [name.strip().strip('"') for name in written]
         _check_columns(path, names, required, either)
         included = [name for name in wanted if name in names]
+        places = [written[names.index(name)] for name in included]
         try:
             reader = pa_csv.open_csv(
                 pa.PythonFile(stream, mode="r"),
@@ -202,14 +205,15 @@ def table_batches(
                     newlines_in_values=True, invalid_row_handler=skip
                 ),
                 convert_options=pa_csv.ConvertOptions(
-                    column_types={name: pa.string() for name in names},
-                    include_columns=included,
+                    column_types={name: pa.string() for name in places},
+                    include_columns=places,
                     strings_can_be_null=True,
                     null_values=[""],
                     quoted_strings_can_be_null=True,
                 ),
             )
-            whole = (_without_breaks(batch, included, rejected) for batch in reader)
+            batches = (pa.record_batch(batch.columns, names=included) for batch in reader)
+            whole = (_without_breaks(batch, included, rejected) for batch in batches)
             yield from _with_lines(whole, names, wanted)
         except pa.ArrowInvalid as error:
             reason = str(error).split(". ")[0]
@@ -237,10 +241,10 @@ def _header(path: Path) -> list[str]:
     with opened(path) as stream:
         first = io.BufferedReader(stream, 2**16).readline(2**16)
     try:
-        line = first.decode("utf-8-sig").strip()
+        line = first.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:
         raise FormatError(f"{path}: line 1: expected a UTF-8 CSV header") from None
-    return [name.strip().strip('"') for name in line.split(",")] if line else []
+    return next(csv.reader([line]), [])
 
 
 def _check_columns(path: Path, names: list[str], required: list[str], either: tuple) -> None:

@@ -17,6 +17,9 @@ from fedecider.direction import LowRank
 
 Factors = dict[str, LowRank]
 
+# What the hub calls the packaged models of `backbone.PACKAGED`: PEFT alone finds them by this.
+HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
 
 class Adapter:
     """LoRA on the given linear layers of the top blocks of a frozen backbone.
@@ -112,8 +115,9 @@ class Adapter:
 
     def save(self, folder: Path) -> None:
         """The adapter as PEFT writes it: adapter_config.json, adapter_model.safetensors."""
-        # Named as the user names it, not by the folder that this machine keeps it in.
-        self.peft.peft_config["default"].base_model_name_or_path = self.backbone.name
+        # Named as the hub or the user names it, not by the folder that this machine keeps it in.
+        name = self.backbone.name
+        self.peft.peft_config["default"].base_model_name_or_path = HUB_IDS.get(name, name)
         # No embedding is trained; "auto" would look the name up on the hub to find that out.
         self.peft.save_pretrained(folder, save_embedding_layers=False)
 

@@ -66,6 +66,9 @@ class RunConfig(BaseModel):
         "direction", description="what goes up; with update the server extracts the direction"
     )
     truncate: int | None = Field(None, ge=1, description="singular directions sent; null: all")
+    wire: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32", description="precision of what travels; int8 has one scale a singular vector"
+    )
     alpha_scope: Literal["client", "layer", "module"] = Field(
         "module", description="one weight per foreign client, per layer or per adapted module"
     )

@@ -11,8 +11,9 @@ so everything costs O(r^2 (d_in + d_out)). Source: FeDecider (arXiv 2602.16034) 
 scale and direction; the factored algebra, the canonical form and the column and spectral kinds are
 our reconstruction ("column" is the magnitude of DoRA, arXiv 2402.09353).
 
-All functions work in float64 whatever the factors' type and first divide each factor by its largest
-entry, so that updates of any scale from 1e-30 to 1e30 keep full precision.
+All functions work in float64 whatever the factors' type and first scale the factors, so that
+updates of any scale from 1e-30 to 1e30 keep full precision. A column b of B and its row a of A may
+come as `s b, a / s` for any s; norms and the canonical form bring both to equal length first.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ _EPS = torch.finfo(torch.float64).eps
 # Below this ratio of ||BA||^2 to ||B||^2 ||A||^2 the Gram trace loses digits by cancellation and
 # the triangular factors are used instead (they lose half as many).
 _CANCELLATION = 1e-5
+_ZERO = -10_000  # stands for the exponent of a zero vector, far below that of any float64
 
 
 class LowRank(NamedTuple):
@@ -88,6 +90,38 @@ def _unit_scale(factor: Tensor) -> tuple[Tensor, Tensor]:
     return factor / peak, peak
 
 
+def _power(exponent: Tensor) -> Tensor:
+    """2^e of int64 e as float64, made of its bits since `exp2` may round; e is cut to float64's."""
+    return ((exponent.clamp(-1022, 1023) + 1023) << 52).view(torch.float64)
+
+
+def _exponent(rows: Tensor) -> Tensor:
+    """int64 e (n,) with the 2-norm of each row of (n, d) in [2^(e-1), 2^e); _ZERO for zero rows."""
+    if not rows.numel():
+        return torch.full(rows.shape[:1], _ZERO, device=rows.device)
+    first = torch.frexp(rows.abs().amax(dim=1)).exponent.long()
+    # Scaled, since the squares of 1e200 are too large.
+    length = torch.linalg.vector_norm(rows * _power(-first)[:, None], dim=1)
+    return torch.where(length > 0, first + torch.frexp(length).exponent.long(), _ZERO)
+
+
+def _balanced(update: LowRank) -> tuple[Tensor, Tensor, Tensor]:
+    """Float64 (B, A, scale) with `scale * B A` the update, the scale () a power of two.
+
+    B[:, k] and A[k] have the same norm, up to a factor of 4, and the longest such pair is near 1.
+    Every factor is a power of two, so no digit changes.
+    """
+    B, A = (factor.detach().to(torch.float64) for factor in update)
+    of_b, of_a = _exponent(B.T), _exponent(A)
+    both = of_b + of_a
+    top = both.amax() if both.numel() else both.sum()
+    top = torch.where(top > _ZERO / 2, top, 0)
+    # A pair 1e-300 times as long as the longest is lost in the sum whatever its scale.
+    both = (both - top).clamp(min=-1000)
+    half = both // 2
+    return B * _power(half - of_b), A * _power(both - half - of_a)[:, None], _power(top)
+
+
 def _triangular(factor: Tensor) -> Tensor:
     """R of the thin QR of a tall matrix (d, r): min(d, r) x r, with R^T R = factor^T factor."""
     return torch.linalg.qr(factor, mode="r").R
@@ -112,9 +146,7 @@ def norm(update: LowRank, kind: NormKind = "frobenius") -> Tensor:
     Raises ValueError for an unknown kind, factors that do not fit, or non-finite entries.
     """
     _check(update)
-    B, peak_b = _unit_scale(update.B)
-    A, peak_a = _unit_scale(update.A)
-    scale = peak_b * peak_a
+    B, A, scale = _balanced(update)
     if kind == "frobenius":
         return scale * _unscaled_norm(B, A)
     if kind == "column":
@@ -159,9 +191,8 @@ def decompose(update: LowRank, kind: NormKind = "frobenius") -> Decomposition | 
     magnitude = norm(update, kind)
     if not (magnitude > 0).any():
         return None
-    B, peak_b = _unit_scale(update.B)
-    A, peak_a = _unit_scale(update.A)
-    relative = magnitude / (peak_b * peak_a)
+    B, A, scale = _balanced(update)
+    relative = magnitude / scale
     inverse = torch.where(relative > 0, 1 / relative, torch.zeros_like(relative))
     return Decomposition(magnitude, LowRank(B, A * inverse))
 
@@ -180,8 +211,7 @@ def canonical(update: LowRank) -> Canonical | None:
     values are distinct. For a Frobenius direction ||S||_2 = 1.
     """
     _check(update)
-    B, peak_b = _unit_scale(update.B)
-    A, peak_a = _unit_scale(update.A)
+    B, A, scale = _balanced(update)
     if _unscaled_norm(B, A) == 0:
         return None
     basis_b, R_b = torch.linalg.qr(B)
@@ -191,7 +221,7 @@ def canonical(update: LowRank) -> Canonical | None:
     U, S, Vt = basis_b @ U[:, keep], S[keep], Vt[keep] @ basis_a.T
     peak = U.gather(0, U.abs().argmax(dim=0, keepdim=True))
     sign = torch.where(peak < 0, -1.0, 1.0).to(U.dtype)
-    return Canonical(U * sign, S * peak_b * peak_a, Vt * sign.T)
+    return Canonical(U * sign, S * scale, Vt * sign.T)
 
 
 def truncate(form: Canonical, k: int) -> tuple[Canonical, float]:

@@ -1,7 +1,8 @@
 """A prepared domain as the clients read it (written by `data_prep`)."""
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +130,25 @@ def read_domains(
     if missing:
         raise FileNotFoundError(f"{folder} has no domain {missing[0]!r}, only {', '.join(found)}")
     return [read_domain(folder / name, **limits) for name in sorted(names or found)]
+
+
+def data_digest(domains: Iterable[Domain]) -> str:
+    """Digest of all that was read: equal content gives equal digests, wherever it lies on disk."""
+    found = hashlib.sha256()
+    for domain in domains:
+        for piece in _content(domain):
+            found.update(json.dumps(piece, default=str).encode() + b"\n")
+    return found.hexdigest()[:24]
+
+
+def _content(domain: Domain) -> Iterator:
+    """A domain piece by piece, in an order that nothing but its content decides."""
+    yield domain.name
+    yield from zip(domain.items.index, domain.items, domain.popularity.tolist(), strict=True)
+    for split in SPLITS:
+        yield split, domain.users[split]
+    for held in (domain.train, domain.valid, domain.test, domain.negatives):
+        yield from sorted(held.items())
 
 
 def read_affinity(folder: Path | str) -> pd.DataFrame | None:

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from fedecider import runs, wire
 from fedecider.adapter import Adapter, Factors
-from fedecider.backbone import Backbone, load
+from fedecider.backbone import Backbone, load, pick_device
 from fedecider.client import Client, ClientData, ClientModel, train, validation_loss
 from fedecider.config import RunConfig
 from fedecider.direction import LowRank, norm
-from fedecider.domains import SPLITS, read_domains
+from fedecider.domains import SPLITS, data_digest, read_domains
 from fedecider.evaluation import evaluate
 from fedecider.methods import METHODS
 from fedecider.sequences import make_form
@@ -34,23 +34,26 @@ _PLACES = ("data", "folder")
 def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
     """Run one federation, or go on with it; returns the run folder.
 
-    A finished run returns at once. Raises ValueError if the method is unknown or if the folder
-    holds a run with other settings (it is left untouched), FileNotFoundError if the data or the
-    model is missing. `backbone` saves loading it when several runs share a process.
+    A finished run returns once its data are checked. Raises ValueError if the method is unknown or
+    if the folder holds a run with other settings or other data (it is left untouched),
+    FileNotFoundError if the data or the model is missing. `backbone` saves loading it when several
+    runs share a process; on a GPU, call `settle` before loading it.
     """
     if config.method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {config.method!r}")
-    folder = config.folder
-    _claim(config)
-    if (folder / "result.json").exists():
-        return folder
+    folder, claim = config.folder, config.stored()
+    _check(folder, claim)  # before reading the data, which may take minutes
     limits = {split: getattr(config, f"{split}_users") for split in SPLITS}
     domains = read_domains(config.data, config.domains, **limits)
+    claim["data_digest"] = data_digest(domains)
+    _check(folder, claim)
+    if not (folder / "config.json").exists():
+        runs.write_json(folder / "config.json", claim)
+    if (folder / "result.json").exists():
+        return folder
     torch.manual_seed(config.seed)  # before any parameter exists
+    settle(backbone.device if backbone else pick_device(config.device))
     backbone = backbone or load(config.backbone, config.device, config.dtype)
-    if backbone.device.type == "cuda":  # a CPU is bit-reproducible as it is
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
     settings = (config.rank, config.lora_alpha, config.targets, config.top_layers, config.seed)
     with Adapter(backbone, *settings) as adapter:
         Federation(config, adapter, domains).run()
@@ -58,19 +61,29 @@ def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
     return folder
 
 
-def _claim(config: RunConfig) -> None:
-    """Write config.json, or hold it against the one that is there."""
-    path = config.folder / "config.json"
+def settle(device: torch.device) -> None:
+    """Make a GPU's results reproducible; a CPU's are.
+
+    cuBLAS reads its variable once, before its first product, and loading a model makes one.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _check(folder: Path, claim: dict) -> None:
+    """ValueError if the folder's config.json is of another run than the one claimed."""
+    path = folder / "config.json"
     if not path.exists():
-        runs.write_json(path, config.stored())
         return
     stored = json.loads(path.read_text())
-    for key, value in config.stored().items():
-        if key not in _PLACES and stored.get(key) != value:
-            raise ValueError(
-                f"{path} is of a run with {key} = {stored.get(key)!r}, not {value!r}: "
-                "name another folder or delete this one"
-            )
+    for key, value in claim.items():
+        if key in _PLACES or stored.get(key) == value:
+            continue
+        what = f"{key} = {stored.get(key)!r}, not {value!r}"
+        if key == "data_digest":  # folders of before there was one do not tell
+            what = f"{'other' if key in stored else 'unknown'} data ({what})"
+        raise ValueError(f"{path} is of a run with {what}: name another folder or delete this one")
 
 
 class Federation:
@@ -168,16 +181,21 @@ class Federation:
     def _exchange(self, number: int) -> tuple[dict[str, int], dict[str, int]]:
         """One round trip through the wire; bytes sent and received per client."""
         method, up, down, uploads, weights = self.method, {}, {}, {}, {}
-        whole = self.config.truncate is None
+        precision = self.config.wire
+        expected = {
+            "whole": self.config.truncate is None,
+            "precision": precision,
+            "rank": self.config.rank,
+        }
         for client in self.clients:
             factors = method.upload(client, self.adapter)
             if factors is not None:
                 examples = client.data.training.titles if method.sends_examples else None
-                payload = wire.encode(factors, examples)
+                payload = wire.encode(factors, examples, precision)
                 up[client.name] = len(payload)
                 # From here on the server knows only the bytes.
                 uploads[client.name] = wire.decode(
-                    payload, self.shapes, client.name, method.up_unit(), whole
+                    payload, self.shapes, client.name, method.up_unit(), **expected
                 )
                 if method.sends_examples:
                     weights[client.name] = wire.examples(payload, client.name)
@@ -185,10 +203,10 @@ class Federation:
         for client in self.clients:
             received = {}
             for source, factors in sorted(downloads.get(client.name, {}).items()):
-                payload = wire.encode(factors)
+                payload = wire.encode(factors, precision=precision)
                 down[client.name] = down.get(client.name, 0) + len(payload)
                 received[source] = wire.decode(
-                    payload, self.shapes, source, method.down_unit(), whole
+                    payload, self.shapes, source, method.down_unit(), **expected
                 )
             if received:
                 method.receive(client, received, self.adapter)

@@ -1,6 +1,6 @@
 """A run folder: what a run writes, and its results as tidy pandas frames.
 
-config.json         every setting, as validated
+config.json         every setting, as validated, and a digest of the data
 events.jsonl        one JSON line an event: start, client, round, evaluated, finished
 rounds.csv          one row a client and round: losses, bytes up and down, seconds, update norm
 alphas.csv          one row a round, client, source and module
@@ -179,13 +179,19 @@ def configs(folder: Path | str) -> pd.DataFrame:
 def compare(ranks: pd.DataFrame, method: str = "fedecider", metric: str = "ndcg@10"):
     """A method against every other, a row each and protocol: a paired bootstrap over users.
 
-    Columns: dataset, protocol, method, against, metric, users, difference, low, high, p (see
-    `metrics.paired_bootstrap`). Users of all domains are drawn together; a user's value is the mean
-    over the seeds of the method, so more seeds do not count as more users.
+    Columns: dataset, protocol, ranker, method, against, metric, users, difference, low, high, p
+    (see `metrics.paired_bootstrap`). Methods are held against each other by the same ranker, and
+    against popularity. Users of all domains are drawn together; a user's value is the mean over the
+    seeds of the method, so more seeds do not count as more users.
     """
-    columns = ["dataset", "protocol", "method", "against", "metric", "users", "difference"]
+    columns = ["dataset", "protocol", "ranker", "method", "against", "metric", "users"]
+    columns.append("difference")
     rows = []
-    for (dataset, protocol), part in ranks.groupby(["dataset", "protocol"], sort=True):
+    models = ranks[ranks["method"] != "popularity"]
+    for key in sorted(set(zip(*(models[c] for c in columns[:3]), strict=True))):
+        dataset, protocol, ranker = key
+        part = ranks[(ranks["dataset"] == dataset) & (ranks["protocol"] == protocol)]
+        part = part[part["ranker"].isin([ranker, "popularity"])]
         part = part.assign(value=per_user(part["rank"].to_numpy(), metric))
         values = part.groupby(["method", "domain", "user_id"])["value"].mean()
         if method not in values:
@@ -195,6 +201,6 @@ def compare(ranks: pd.DataFrame, method: str = "fedecider", metric: str = "ndcg@
             if not len(both):
                 continue
             found = paired_bootstrap(*both.T)
-            names = (dataset, protocol, method, other, metric, len(both))
+            names = (*key, method, other, metric, len(both))
             rows.append(dict(zip(columns, names, strict=False)) | found)
     return pd.DataFrame(rows, columns=[*columns, "low", "high", "p"])

@@ -29,7 +29,9 @@ from fedecider.metrics import rank_of
 from fedecider.sequences import Forest, Tree, pack
 from fedecider.trunk import states_key, stored
 
-_BUDGET = 2048  # prompt tokens a batch of users
+_BUDGET = 4096  # prompt tokens a batch of users
+_STEP = 3  # tokens of a hypothesis that a step feeds at most
+_GOING = 0.8  # share of a batch's users still searching below which the others are left out
 _ROOM = 64  # slots by which a cache grows
 
 
@@ -53,9 +55,10 @@ class Edge(NamedTuple):
     node: Node
 
 
-def build(titles: Sequence[Sequence[int]], end: int) -> Node:
+def build(titles: Sequence[Sequence[int]], end: int, longest: int = _STEP) -> Node:
     """The tree of the titles, each followed by `end`; item i is titles[i].
 
+    An edge has at most `longest` tokens: a long title that turns out unlikely is left half-way.
     Raises ValueError for an empty catalogue, and for a title that holds `end`.
     """
     if not titles:
@@ -76,16 +79,26 @@ def build(titles: Sequence[Sequence[int]], end: int) -> Node:
             shared = depth + 1
             while shared < len(head) and head[shared] == tail[shared]:
                 shared += 1
-            child = Node()
-            node.edges.append(Edge(head[depth:shared], child))
+            child, above = Node(), node
+            for cut in range(depth, shared, longest):
+                below = Node() if cut + longest < shared else child
+                above.edges.append(Edge(head[cut : min(cut + longest, shared)], below))
+                if above is not node:
+                    _close(above, end)
+                above = below
             if shared == len(head):
                 child.items = [item for _, item in sequences[at:beyond]]
             else:
                 ranges.append((child, at, beyond, shared))
             at = beyond
-        node.first = np.array([edge.tokens[0] for edge in node.edges])
-        node.last = np.array([edge.tokens == (end,) for edge in node.edges])
+        _close(node, end)
     return root
+
+
+def _close(node: Node, end: int) -> None:
+    """Note what a search asks of a node's edges, once all are there."""
+    node.first = np.array([edge.tokens[0] for edge in node.edges])
+    node.last = np.array([edge.tokens == (end,) for edge in node.edges])
 
 
 class _Cache:
@@ -103,7 +116,17 @@ class _Cache:
 
     def prompts(self, block: int, key: Tensor, value: Tensor) -> None:
         """Keys and values (T, k, d) of the prompts' rows."""
-        self.store[block] = [x[self._prompt].transpose(1, 2).contiguous() for x in (key, value)]
+        for rows in (key, value):
+            shape = (self.users, rows.shape[1], self.used + _ROOM, rows.shape[2])
+            kept = rows.new_zeros(shape)
+            kept[:, :, : self.used] = rows[self._prompt].transpose(1, 2)
+            self.store[block].append(kept)
+
+    def keep(self, users: list[int]) -> None:
+        """Go on with these users alone, in this order."""
+        chosen = torch.tensor(users, device=self.device)
+        self.users, self.real = len(users), self.real[chosen]
+        self.store = [[x[chosen] for x in pair] for pair in self.store]
 
     def step(self, rows: Tensor, of_row: Tensor, hidden: Tensor) -> None:
         """What the coming forward feeds, into the next N slots of every user.
@@ -112,7 +135,7 @@ class _Cache:
         flat; hidden (U, N, slots + N): true where a token does not see a slot.
         """
         self._rows, self._of_row, self._hidden = rows, of_row, hidden
-        self._block = 0
+        self._block, self._bias = 0, None
         self.slots, self.used = self.slots + rows.shape[1], self.slots
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -130,16 +153,17 @@ class _Cache:
                 self.store[block][place] = kept
             fed = rows[flat].view(users, width, shared, size).transpose(1, 2)
             kept[:, :, self.used : self.slots] = fed
-            found.append(kept[:, :, : self.slots].reshape(users * shared, self.slots, size))
+            found.append(kept.flatten(0, 1)[:, : self.slots])
         keys, values = found
         many = heads // shared
         q = query[flat].view(users, width, shared, many, size).permute(0, 2, 3, 1, 4)
-        scores = torch.bmm(q.reshape(users * shared, many * width, size), keys.transpose(1, 2))
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(scale)
-        scores = scores.view(users, heads, width, self.slots)
-        scores.masked_fill_(self._hidden[:, None], float("-inf"))
-        chance = scores.softmax(-1).to(values.dtype)
-        mixed = torch.bmm(chance.view(users * shared, many * width, self.slots), values)
+        q = q.reshape(users * shared, many * width, size)
+        if self._bias is None:  # the same for every block of a step
+            unseen = self._hidden[:, None, None].expand(-1, shared, many, -1, -1)
+            self._bias = torch.zeros(unseen.shape, dtype=q.dtype, device=q.device)
+            self._bias = self._bias.masked_fill_(unseen, float("-inf")).view(*q.shape[:2], -1)
+        chance = torch.baddbmm(self._bias, q, keys.transpose(1, 2), alpha=scale).softmax(-1)
+        mixed = torch.bmm(chance, values)
         mixed = mixed.view(users, heads, width, size).transpose(1, 2)
         return mixed.reshape(users * width, heads, size)[self._of_row]
 
@@ -280,7 +304,7 @@ def _largest(values: np.ndarray, count: int) -> list[int]:
     return order[np.isfinite(values[order])].tolist()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def search(
     adapter: Adapter, root: Node, prompts: Prompts, beams: int, label: str = ""
 ) -> list[list[tuple[float, list[int]]]]:
@@ -296,15 +320,21 @@ def search(
             indices = [order[place] for place in some]
             searches = [_Search(root, beams, row) for row in range(len(indices))]
             cache, states = prompts.batch(indices)
-            lengths = [prompts.sizes[index] for index in indices]
             _expand(adapter.backbone, searches, states)
-            while any(one.running for one in searches):
-                _expand(
-                    adapter.backbone, searches, _feed(adapter.backbone, searches, cache, lengths)
-                )
-            for index, one in zip(indices, searches, strict=True):
-                results[index] = one.found
-            bar.update(len(indices))
+            while True:
+                going = [place for place, one in enumerate(searches) if one.running]
+                if len(going) < _GOING * len(indices) or not going:
+                    for index, one in zip(indices, searches, strict=True):
+                        results[index] = one.found
+                    bar.update(len(indices) - len(going))
+                    if not going:
+                        break
+                    indices = [indices[place] for place in going]
+                    searches = [searches[place] for place in going]
+                    cache.keep(going)
+                lengths = [prompts.sizes[index] for index in indices]
+                states = _feed(adapter.backbone, searches, cache, lengths)
+                _expand(adapter.backbone, searches, states)
     return results
 
 

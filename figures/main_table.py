@@ -3,7 +3,8 @@ r"""Tables 2 and 3: every method on every domain, mean and spread over seeds.
 One table holds one data set under one protocol: whole-catalogue ranks and ranks among 1 + 99
 candidates measure different things and never share a table. The best value of a column is bold
 (as printed: values that print alike are all bold), popularity's line included: a method that does
-not beat it has not learned.
+not beat it has not learned. What is printed is a choice of metrics, the mean over domains before
+the domains, so that it is seen where a wide table scrolls; the CSV file holds all of them.
 """
 
 from collections.abc import Sequence
@@ -23,9 +24,9 @@ _TIDY = ("method", "domain", "metric", "mean", "sd", "seeds", "users", "runs")
 class ResultsTable:
     """One data set under one protocol, ready to be written or shown.
 
-    ``tidy`` has one row for each method, domain (and "mean") and metric, gaps included: method,
-    domain, metric, mean and sd (0..1), seeds, users, runs (folders, joined by ";"). ``notes`` are
-    sentences that belong under the table.
+    ``tidy`` has one row for each method, domain (and "mean") and metric of ``frames.METRICS``, gaps
+    included: method, domain, metric, mean and sd (0..1), seeds, users, runs (folders, joined by
+    ";"). ``metrics`` are those printed; ``notes`` are sentences that belong under the table.
     """
 
     dataset: str
@@ -40,8 +41,8 @@ class ResultsTable:
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """(domain, metric) from left to right, the mean over domains last."""
-        groups = [*self.domains, frames.MEAN] if self.domains else []
+        """(domain, metric) from left to right, the mean over domains first."""
+        groups = [frames.MEAN, *self.domains] if self.domains else []
         return [(domain, metric) for domain in groups for metric in self.metrics]
 
     @property
@@ -68,6 +69,7 @@ class ResultsTable:
         return {
             (m, d, k): (mean, sd, mean != "" and float(mean) == best[d, k])
             for (m, d, k), (mean, sd) in cells.items()
+            if (d, k) in best
         }
 
     def seeds(self, method: str) -> str:
@@ -99,23 +101,22 @@ def results_table(
     ``metrics`` is the frame of ``fedecider.runs.metrics``; ``ranks``, where given, that of
     ``fedecider.runs.ranks``, from which it is checked that all methods ranked for the same users.
     ``methods`` are expected (a gap row where no run is found); others that the runs hold follow.
-    ``names`` are the metrics shown. sd is the sample standard deviation over seeds. The mean over
-    domains is left out for a method that lacks a domain. Raises ValueError as
-    :func:`figures.frames.scores` does, and for an unknown metric.
+    ``names`` are the metrics printed; ``tidy`` and the CSV file hold all. sd is the sample standard
+    deviation over seeds. The mean over domains is left out for a method that lacks a domain. Raises
+    ValueError as :func:`figures.frames.scores` does, and for an unknown metric.
     """
     unknown = [name for name in names if name not in frames.METRICS]
     if unknown:
         raise ValueError(f"metric {unknown[0]!r} is unknown; expected some of {frames.METRICS}")
     ranker = ranker or frames.RANKERS.get(protocol)
     rows = frames.scores(metrics, dataset, protocol, ranker)
-    rows = rows[rows["metric"].isin(names)]
     if domains is None:
         domains = sorted(set(rows["domain"]))
     rows = rows[rows["domain"].isin(domains)]
     methods = frames.ordered([*methods, "popularity", *rows["method"]])
     groups = [*domains, frames.MEAN] if len(domains) else []
     index = pd.MultiIndex.from_product(
-        [methods, groups, names], names=["method", "domain", "metric"]
+        [methods, groups, frames.METRICS], names=["method", "domain", "metric"]
     )
     tidy = frames.summary(rows, domains).set_index(["method", "domain", "metric"]).reindex(index)
     tidy = tidy.reset_index().astype({"mean": float, "sd": float})
@@ -192,7 +193,7 @@ def _other_users(
 
 
 def to_csv(table: ResultsTable) -> str:
-    """One line a number (0..1, full precision), gaps as empty cells."""
+    """One line a number (0..1, full precision) of every metric, gaps as empty cells."""
     tidy = table.tidy.assign(dataset=table.dataset, protocol=table.protocol, ranker=table.ranker)
     return tidy.to_csv(index=False, lineterminator="\n")
 

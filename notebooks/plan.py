@@ -2,31 +2,27 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 import data_prep
+from data_prep import planted
 from fedecider.config import RunConfig
 from fedecider.methods import METHODS
 from notebooks.stages import Stage, StageError
 
-# In the order of the report: notebook of a data set, and further parameters. The two protocols are
-# never put into one picture.
-_PICTURES: tuple[tuple[dict[str, str], dict[str, str]], ...] = (
-    ({"goodreads": "table_2_goodreads", "amazon": "table_3_amazon"}, {}),
-    *(
-        (dict.fromkeys(("goodreads", "amazon"), notebook), more)
-        for notebook, more in (
-            ("figure_1_local_vs_fedavg", {"protocol": "catalogue"}),
-            ("figure_1_local_vs_fedavg", {"protocol": "sampled"}),
-            ("figure_4_alpha_heatmap", {}),
-            ("figure_5_alpha_convergence", {}),
-        )
-    ),
+# In the order of the report, after the tables: notebook and further parameters. The two protocols
+# are never put into one picture.
+_FIGURES: tuple[tuple[str, dict[str, str]], ...] = (
+    ("figure_1_local_vs_fedavg", {"protocol": "catalogue"}),
+    ("figure_1_local_vs_fedavg", {"protocol": "sampled"}),
+    ("figure_4_alpha_heatmap", {}),
+    ("figure_5_alpha_convergence", {}),
 )
-
+# The paper's data sets have notebooks of their own, which serve others too.
+_TABLES = {"goodreads": "table_2_goodreads", "amazon": "table_3_amazon"}
 
 _BUILT_IN = ("smollm2-135m", "tiny")  # names of fedecider.backbone, never folders
 
@@ -53,7 +49,9 @@ class Preset(_Strict):
     """What one `make reproduce` runs."""
 
     about: str = Field(description="a sentence for the report")
-    datasets: dict[Literal["goodreads", "amazon"], Dataset] = Field(min_length=1)
+    datasets: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")], Dataset] = (
+        Field(min_length=1, description="by name, which is that of folders, tables and figures")
+    )
     methods: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     backbone: str | None = Field(None, description="null: must be given with MODEL=")
@@ -96,7 +94,7 @@ def given(
     folders = {"goodreads": goodreads, "amazon": amazon}
     datasets = {}
     for dataset, entry in preset.datasets.items():
-        folder, variable = folders[dataset], dataset.upper()
+        folder, variable = folders.get(dataset), dataset.upper()
         if only and dataset not in only:
             continue
         if entry.kind == "planted":
@@ -108,13 +106,16 @@ def given(
             datasets[dataset] = entry
             continue
         if not (folder or entry.source):
+            if dataset not in folders:
+                raise StageError(f"preset {name} names no source, the folder of {dataset}'s files")
             raise StageError(
                 f"preset {name} needs {variable}=<folder with the published {dataset} dumps>"
             )
-        place = Path(folder).expanduser() if folder else root / entry.source
+        place = Path(folder).expanduser() if folder else root / Path(entry.source).expanduser()
         place = Path(os.path.abspath(place))
         if not place.is_dir():
-            instead = "" if folder else f"; name another with {variable}=<folder>"
+            other = not folder and dataset in folders
+            instead = f"; name another with {variable}=<folder>" if other else ""
             raise StageError(
                 f"preset {name} reads {dataset} from {place}, but there is no such folder{instead}"
             )
@@ -151,12 +152,21 @@ def stages(preset: Preset, results: Path, root: Path) -> list[Stage]:
                 ):
                     continue
                 runs.append(_run(preset, dataset, entry, method, seed, where, root))
-    pictures = [
-        _picture(preset, notebooks[dataset], dataset, runs, where, **more)
-        for notebooks, more in _PICTURES
+    tables = [
+        _table(dataset, _TABLES[_served_by(dataset, entry)], runs, where)
+        for dataset, entry in preset.datasets.items()
+    ]
+    figures = [
+        _figure(preset, notebook, dataset, runs, where, **more)
+        for notebook, more in _FIGURES
         for dataset in preset.datasets
     ]
-    return [*prepared, *runs, *pictures]
+    return [*prepared, *runs, *tables, *figures]
+
+
+def _served_by(dataset: str, entry: Dataset) -> str:
+    """goodreads or amazon: the data set in whose notebooks this one is prepared and shown."""
+    return dataset if dataset in _TABLES else "amazon" if entry.kind == "amazon" else "goodreads"
 
 
 def _prepare(preset: Preset, dataset: str, entry: Dataset, where: dict) -> Stage:
@@ -166,17 +176,20 @@ def _prepare(preset: Preset, dataset: str, entry: Dataset, where: dict) -> Stage
         data_prep.Settings(kind=entry.kind, **settings)
     except ValidationError as error:
         raise StageError(f"prepare settings of {dataset}: {_first(error)}") from error
-    planted = entry.kind == "planted"
+    generated = entry.kind == "planted"
+    if generated and dataset not in planted.DATASETS:
+        known = " and ".join(planted.DATASETS)
+        raise StageError(f"{dataset} cannot be of kind planted: that makes {known} dumps")
     return Stage(
         name=f"prepare_{dataset}",
-        notebook=f"prepare_{dataset}",
-        parameters={"kind": entry.kind, "settings": settings},
+        notebook=f"prepare_{_served_by(dataset, entry)}",
+        parameters={"dataset": dataset, "kind": entry.kind, "settings": settings},
         unkeyed={**where, "source": entry.source or ""},
-        sources=() if planted else (Path(entry.source),),
+        sources=() if generated else (Path(entry.source),),
         outputs=(f"data/{dataset}/*/*",),
         # The planted dumps are made by the same stage, so a change of the generator's code must
         # not find the dumps of its older self.
-        clears=(f"data/{dataset}", *(("dumps",) if planted else ())),
+        clears=(f"data/{dataset}", *(("dumps",) if generated else ())),
         seconds=20,
     )
 
@@ -212,27 +225,48 @@ def _run(
     )
 
 
-def _picture(
+def _table(dataset: str, notebook: str, runs: list[Stage], where: dict) -> Stage:
+    name = f"{notebook.rpartition('_')[0]}_{dataset}"
+    files = [
+        f"tables/{name}_{end}" for end in ("catalogue.*", "trie.*", "sampled.*", "bootstrap.csv")
+    ]
+    return _picture(name, notebook, {"dataset": dataset}, files, runs, where)
+
+
+def _figure(
     preset: Preset, notebook: str, dataset: str, runs: list[Stage], where: dict, **more: str
 ) -> Stage:
-    kind, number, *_ = notebook.split("_")
-    heat = number == "4"
-    name = notebook if kind == "table" else "-".join([notebook, dataset, *more.values()])
-    files = "*".join([f"{kind}s/{kind}_{number}_", dataset, *more.values(), ""])
+    name = "-".join([notebook, dataset, *more.values()])
+    parameters, inputs, seconds = {"dataset": dataset, **more}, (), 8
+    if notebook == "figure_4_alpha_heatmap":
+        parameters["backbone"], inputs, seconds = preset.backbone, (f"data/{dataset}/**/*",), 25
+    files = [f"figures/{name}.*"]
+    return _picture(name, notebook, parameters, files, runs, where, inputs, seconds)
+
+
+def _picture(
+    name: str,
+    notebook: str,
+    parameters: dict[str, str],
+    files: list[str],
+    runs: list[Stage],
+    where: dict,
+    inputs: tuple[str, ...] = (),
+    seconds: float = 8,
+) -> Stage:
+    dataset = parameters["dataset"]
+    mine = (run.name for run in runs if run.parameters["dataset"] == dataset)
     return Stage(
         name=name,
         notebook=notebook,
-        parameters={"dataset": dataset, **more, **({"backbone": preset.backbone} if heat else {})},
+        parameters=parameters,
         unkeyed=where,
         # All finished runs are shown, also those that a user added by hand.
-        inputs=(f"runs/{dataset}/*/*", *((f"data/{dataset}/**/*",) if heat else ())),
-        outputs=(files, f"notebooks/{name}.ipynb"),
-        needs=(
-            f"prepare_{dataset}",
-            *(run.name for run in runs if run.parameters["dataset"] == dataset),
-        ),
+        inputs=(f"runs/{dataset}/*/*", *inputs),
+        outputs=(*files, f"notebooks/{name}.ipynb"),
+        needs=(f"prepare_{dataset}", *mine),
         in_report=True,
-        seconds=25 if heat else 8,
+        seconds=seconds,
     )
 
 

@@ -13,19 +13,17 @@ import torch
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from fedecider.runs import atomic
-from notebooks import stages
+from fedecider import runs
+from figures import style
+from notebooks import plan, progress, stages
+from notebooks.closure import source_digest
 from notebooks.plan import Preset
 from notebooks.progress import clock
 from notebooks.stages import Stage
 
+_CALLED = (runs, style, plan, progress, stages)  # whose change makes another report
 _PACKAGES = ("fedecider", "torch", "transformers", "peft", "numpy", "pandas", "duckdb")
-_LABELS = {
-    "goodreads": "Goodreads",
-    "amazon": "Amazon",
-    "catalogue": "whole catalogue",
-    "sampled": "1 + 99 candidates",
-}
+_PROTOCOLS = {"catalogue": "whole catalogue", "sampled": "1 + 99 candidates"}
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1.5rem;
   max-width: 72rem; }
@@ -47,6 +45,7 @@ def stage(name: str, preset: Preset, todo: list[Stage], results: Path) -> Stage:
     described = preset.model_dump(mode="json")
     for entry in described["datasets"].values():
         entry.pop("source")
+    code = {Path(module.__file__).name: source_digest(Path(module.__file__)) for module in _CALLED}
 
     def build(results: Path) -> None:
         write(results, compose(results, name, preset, todo))
@@ -55,7 +54,7 @@ def stage(name: str, preset: Preset, todo: list[Stage], results: Path) -> Stage:
         name="report",
         call=build,
         written_in=Path(__file__),
-        parameters={"name": name, "preset": described},
+        parameters={"name": name, "preset": described, "code": code},
         inputs=tuple(f"notebooks/{one.name}.ipynb" for one in pictures),
         outputs=("report.html",),
         needs=tuple(one.name for one in pictures),
@@ -93,7 +92,7 @@ def write(results: Path, notebook: nbformat.NotebookNode) -> None:
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
         f"<body>{body}</body></html>\n"
     )
-    with atomic(results / "report.html") as beside:
+    with runs.atomic(results / "report.html") as beside:
         beside.write_text(page, encoding="utf-8")
 
 
@@ -115,10 +114,10 @@ def _section(results: Path, one: Stage) -> tuple[str, list]:
             cell.outputs = [output for output in cell.outputs if _shown(output)]
             if cell.outputs:
                 cells.append(new_code_cell(outputs=cell.outputs))
-    labels = [_LABELS.get(one.parameters.get(name, "")) for name in ("dataset", "protocol")]
-    labels = [label for label in labels if label and label.lower() not in title.lower()]
-    if labels:
-        title = f"{title} ({', '.join(labels)})"
+    labels = [style.dataset_label(one.parameters.get("dataset", ""))]
+    labels.append(_PROTOCOLS.get(one.parameters.get("protocol", ""), ""))
+    if any(labels):
+        title = f"{title} ({', '.join(filter(None, labels))})"
     for cell in cells:
         cell.metadata["alt"] = title  # of its pictures, for those who cannot see them
     written = stages.read(stages.stamp_path(one, results)).get("outputs", {})
@@ -141,7 +140,7 @@ def _shown(output) -> bool:
 
 def _how(results: Path, preset: Preset, todo: list[Stage]) -> str:
     datasets = ", ".join(
-        f"{_LABELS.get(name, name)} ({entry.kind})" for name, entry in preset.datasets.items()
+        f"{style.dataset_label(name)} ({entry.kind})" for name, entry in preset.datasets.items()
     )
     rows = [
         ("Data", datasets),
@@ -152,8 +151,8 @@ def _how(results: Path, preset: Preset, todo: list[Stage]) -> str:
         *_settings("Federation", preset.federation),
     ]
     for name, entry in preset.datasets.items():
-        rows += _settings(f"Preparation, {_LABELS.get(name, name)}", entry.prepare)
-        rows += _settings(f"Federation, {_LABELS.get(name, name)}", entry.federation)
+        rows += _settings(f"Preparation, {style.dataset_label(name)}", entry.prepare)
+        rows += _settings(f"Federation, {style.dataset_label(name)}", entry.federation)
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     rows += [
         ("Versions", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)),

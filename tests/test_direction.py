@@ -66,6 +66,61 @@ def test_norm_and_decomposition_agree_with_dense(shape, seed, scale_b, scale_a, 
     assert close(dense(compose(magnitude, found)), dense(unit) * scale_b * scale_a)
 
 
+@st.composite
+def unbalanced(draw):
+    """An update of moderate size, and the same with its pairs as s b, a / s, an s for each."""
+    shape = draw(shapes)
+    update = random_update(shape, draw(seeds), deficient=draw(st.booleans()))
+    by = draw(st.lists(scales, min_size=shape[2], max_size=shape[2]))
+    by = torch.tensor(by, dtype=torch.float64)
+    return update, LowRank(update.B * by, update.A / by[:, None])
+
+
+@settings(deadline=None, max_examples=80)
+@given(unbalanced(), st.sampled_from(NORM_KINDS))
+def test_badly_balanced_pairs_lose_no_digit(pair, kind):
+    update, same = pair
+    expected = dense_norm(dense(update), kind)
+    assert close(norm(same, kind), expected)
+    magnitude, found = decompose(same, kind)
+    assert close(magnitude, expected)
+    assert close(dense(compose(magnitude, found)), dense(update))
+    form = canonical(same)
+    assert close(dense(form.low_rank()), dense(update))
+    assert len(form.S) == torch.linalg.matrix_rank(dense(update))
+    assert close(dense(direction(same, kind)), dense(found))
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes, seeds, st.data())
+def test_pairs_of_different_size_add_up(shape, seed, data):
+    """Pairs that are 1e-30 to 1e30 times as long, beside zero columns and rows."""
+    unit = random_update(shape, seed)
+    sizes = st.lists(st.one_of(st.just(0.0), scales), min_size=shape[2], max_size=shape[2])
+    of_b, of_a = (torch.tensor(data.draw(sizes), dtype=torch.float64) for _ in range(2))
+    update = LowRank(unit.B * of_b, unit.A * of_a[:, None])
+    largest = (of_b * of_a).max()
+    if largest == 0:
+        assert norm(update) == 0 and decompose(update) is None and canonical(update) is None
+        return
+    relative = LowRank(unit.B * (of_b * of_a / largest), unit.A)  # squares of 1e60 are in range
+    for kind in NORM_KINDS:
+        expected = dense_norm(dense(relative), kind)
+        assert close(norm(update, kind) / largest, expected)
+    assert close(dense(canonical(update).low_rank()) / largest, dense(relative))
+
+
+def test_pairs_are_balanced_without_rounding():
+    update = random_update((12, 10, 3), 5)
+    expected = norm(update)
+    for exponent in (10, 50, 200):
+        by = torch.tensor([2.0**exponent, 1.0, 2.0**-exponent], dtype=torch.float64)
+        same = LowRank(update.B * by, update.A / by[:, None])
+        assert torch.equal(norm(same), expected)
+        for one, two in zip(direction(same), direction(update), strict=True):
+            assert torch.equal(one, two)
+
+
 @settings(deadline=None, max_examples=60)
 @given(shapes, st.integers(1, 9), seeds, scales, scales)
 def test_inner_product_agrees_with_dense_for_unequal_ranks(shape, rank, seed, first, second):

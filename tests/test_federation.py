@@ -12,13 +12,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from toy import config, write_domains
+from toy import config, write_domain, write_domains
 
 from fedecider import federation, runs, wire
 from fedecider.adapter import Adapter
 from fedecider.backbone import load
-from fedecider.direction import norm
+from fedecider.client import ClientModel, train
+from fedecider.direction import LowRank, direction, norm
 from fedecider.domains import read_domains, some_users
+from fedecider.evaluation import evaluate
 from fedecider.federation import Federation
 from fedecider.methods import METHODS
 
@@ -188,7 +190,17 @@ class Bar:
         pass
 
 
-def test_fedavg_is_the_weighted_mean_of_every_client(backbone, data, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory):
+    """Domains with unlike numbers of users, and of training titles a user."""
+    folder = tmp_path_factory.mktemp("unlike")
+    write_domain(folder / "books", 0, users=12, history=8)
+    write_domain(folder / "comics", 1, users=4, history=10)
+    write_domain(folder / "games", 2, users=6, history=5)
+    return folder
+
+
+def test_fedavg_is_the_weighted_mean_of_every_client(backbone, unlike, tmp_path, monkeypatch):
     sent = {}
     plain = wire.decode
 
@@ -198,24 +210,27 @@ def test_fedavg_is_the_weighted_mean_of_every_client(backbone, data, tmp_path, m
         return factors
 
     monkeypatch.setattr(federation.wire, "decode", spy)
-    run = make(data, tmp_path, backbone, "fedavg", train_users=7)
+    run = make(unlike, tmp_path, backbone, "fedavg")
+    sizes = {"books": 12 * 5, "comics": 4 * 7, "games": 6 * 2}  # every title but the first
     with run.adapter:
         run._round(1, Bar())
-        sizes = {client.name: client.data.training.titles for client in run.clients}
+        assert {client.name for client in run.clients} == set(sizes) <= set(sent)
         total = sum(sizes.values())
         for client in run.clients:
+            assert sorted(client.model.factors) == run.adapter.names
             for name, pair in client.model.factors.items():
                 for part in ("A", "B"):
                     uploads = {c: getattr(sent[c][name], part) for c in sizes}
                     mean = sum(sizes[c] / total * uploads[c] for c in sizes)
                     assert torch.allclose(getattr(pair, part), mean, atol=1e-7)
-                    # Traps: one client only; an upload equal to the download after training.
+                    # Traps: one client only; an upload equal to the download after training;
+                    # every client counted alike.
                     assert all(not torch.allclose(mean, uploads[c], atol=1e-7) for c in sizes)
+                    alike = sum(uploads.values()) / len(sizes)
+                    assert not torch.allclose(mean, alike, atol=1e-5)
 
 
 def test_fedavg_weights_follow_the_number_of_targets():
-    from fedecider.direction import LowRank
-
     uploads = {
         client: {"m": LowRank(torch.full((2, 1), value), torch.full((1, 2), -value))}
         for client, value in (("a", 1.0), ("b", 5.0))
@@ -240,6 +255,7 @@ def test_fedecider_receives_the_others_directions_unaveraged(send, kind, backbon
             for receiver in run.clients:
                 if receiver is sender:
                     continue
+                assert sorted(receiver.incoming[sender.name]) == run.adapter.names
                 for name, pair in receiver.incoming[sender.name].items():
                     size = norm(own[name], kind)
                     got = (pair.B @ pair.A).double()
@@ -263,6 +279,20 @@ def test_bytes_are_those_of_the_table(backbone, data, tmp_path):
     # The payload proper: r (d_in + d_out) float32 a module, and safetensors' header.
     pairs = load_file(next((tmp_path / "fedavg").glob("adapters/books/*.safetensors")))
     assert 0 < up - sum(tensor.numel() * 4 for tensor in pairs.values()) < 2000
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedecider"])
+def test_a_coarser_wire_takes_less_and_changes_little(backbone, data, tmp_path, method):
+    found = {}
+    for precision in ("float32", "bfloat16", "int8"):
+        settings = config(data, tmp_path / precision, method, wire=precision)
+        folder = federation.run(settings, backbone)
+        rounds = runs.rounds(folder)
+        found[precision] = rounds["bytes_up"].max(), rounds["valid_loss"].to_numpy()
+    assert found["int8"][0] < found["bfloat16"][0] < found["float32"][0]
+    for precision in ("bfloat16", "int8"):
+        assert (found[precision][1] != found["float32"][1]).any()
+        assert np.allclose(found[precision][1], found["float32"][1], atol=0.05)
 
 
 def test_truncated_directions_are_smaller(backbone, data, tmp_path):
@@ -314,6 +344,138 @@ def test_the_best_round_by_validation_is_ranked(backbone, data, tmp_path):
     best = rounds.loc[rounds.groupby("client")["valid_loss"].idxmin()].set_index("client")["round"]
     assert {name: choice["best_round"] for name, choice in chosen.items()} == best.to_dict()
     assert (best < 4).any()  # the rate is so high that the last round is not the best
+
+
+def cloned(model):
+    """A copy that no later training can reach."""
+
+    def copies(factors):
+        return {name: LowRank(pair.B.clone(), pair.A.clone()) for name, pair in factors.items()}
+
+    foreign = {source: copies(factors) for source, factors in model.foreign.items()}
+    alpha = None if model.alpha is None else model.alpha.clone()
+    return ClientModel(copies(model.factors), foreign, alpha)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_model_of_the_best_round_is_ranked_and_saved(
+    killed, backbone, data, tmp_path, monkeypatch
+):
+    """Not that of the last round, nor after a resumption; its directions and alpha included."""
+    losses = {"books": [1.0, 2.0, 3.0], "comics": [2.0, 1.0, 3.0], "games": [3.0, 2.0, 1.0]}
+    best = {"books": 1, "comics": 2, "games": 3}
+    models = {name: [] for name in losses}
+
+    def scripted(client, adapter):
+        models[client.name].append(cloned(client.model))
+        return losses[client.name][len(models[client.name]) - 1]
+
+    monkeypatch.setattr(federation, "validation_loss", scripted)
+    settings = {"rounds": 3, "lr": 0.05, "alpha_init": 0.5}
+    run = make(data, tmp_path, backbone, "fedecider", **settings)
+    if killed:
+        with run.adapter, monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Federation, "_evaluate", raises_killed)
+            run.run()
+        run = make(data, tmp_path, backbone, "fedecider", **settings)
+    with run.adapter:
+        run.run()
+        assert all(len(rounds) == 3 for rounds in models.values())
+        stored = pd.read_parquet(tmp_path / "ranks.parquet")
+        for client in run.clients:
+            chosen, last = models[client.name][best[client.name] - 1], models[client.name][-1]
+            ranks = stored[stored["domain"] == client.name]["rank"].tolist()
+            frame, _ = evaluate(client.data, chosen, run.adapter, "fedecider")
+            assert ranks == frame["rank"].tolist()
+            if chosen is not last:
+                frame, _ = evaluate(client.data, last, run.adapter, "fedecider")
+                assert ranks != frame["rank"].tolist()
+            assert_saved(tmp_path / "adapters" / client.name, chosen)
+
+
+def raises_killed(*args):
+    raise Killed
+
+
+def assert_saved(folder, model):
+    """The folder holds this own LoRA, these directions and this alpha, and no other tensor."""
+    own = load_file(folder / "adapter_model.safetensors")
+    expected = {
+        f"base_model.model.{name}.lora_{part}.weight": getattr(pair, part)
+        for name, pair in model.factors.items()
+        for part in ("A", "B")
+    }
+    assert own.keys() == expected.keys()
+    assert all(torch.equal(own[key], expected[key]) for key in own)
+    path = folder / "mixture.safetensors"
+    assert path.exists() == bool(model.foreign)  # a first round has no directions yet
+    if model.foreign:
+        mixture = load_file(path)
+        expected = {
+            f"mixture/from {source}/{name}/{part}": getattr(pair, part)
+            for source, factors in model.foreign.items()
+            for name, pair in factors.items()
+            for part in ("A", "B")
+        } | {"mixture/alpha": model.alpha}
+        assert mixture.keys() == expected.keys()
+        assert all(torch.equal(mixture[key], expected[key]) for key in mixture)
+
+
+@pytest.mark.parametrize("alpha_lr", [0.0, 0.05])
+def test_alpha_stays_from_round_to_round(alpha_lr, backbone, data, tmp_path, monkeypatch):
+    """Round 3 goes on from round 2's weights, on round 2's directions; it does not start again."""
+    begun, plain = {}, federation.train
+
+    def spy(client, *args):
+        begun[client.name] = cloned(client.model)
+        return plain(client, *args)
+
+    monkeypatch.setattr(federation, "train", spy)
+    run = make(
+        data, tmp_path, backbone, "fedecider", rounds=3, alpha_lr=alpha_lr, alpha_init=0.5, lr=0.02
+    )
+    with run.adapter:
+        run._round(1, Bar())
+        run._round(2, Bar())
+        before = {client.name: cloned(client.model) for client in run.clients}
+        waiting = {client.name: client.incoming for client in run.clients}
+        run._round(3, Bar())
+    for client in run.clients:
+        old, start = before[client.name].alpha, begun[client.name]
+        assert (old != 0).all()
+        assert start.alpha is not None and torch.equal(start.alpha, old)
+        # Without a rate the weights are still those of round 2, though the own update, whose norm
+        # they were taken from, has changed.
+        assert torch.equal(client.model.alpha, old) == (alpha_lr == 0)
+        assert sorted(start.foreign) == sorted(waiting[client.name]) == sorted(client.incoming)
+        for source, factors in start.foreign.items():
+            assert sorted(factors) == run.adapter.names
+            for name, pair in factors.items():
+                assert torch.equal(pair.B, waiting[client.name][source][name].B)
+                assert not torch.equal(pair.B, before[client.name].foreign[source][name].B)
+
+
+@pytest.mark.parametrize("sign", ["free", "nonnegative"])
+def test_alpha_keeps_its_sign_through_training(sign, backbone, data, tmp_path):
+    """Against the client's own direction (harmful, definition 1) alpha falls, along it alpha rises.
+
+    Freely it falls below zero; held nonnegative, it is zero.
+    """
+    run = make(
+        data, tmp_path, backbone, "fedecider", alpha_sign=sign, alpha_warmup=10**6, batch_tokens=64
+    )
+    with run.adapter:
+        for client in run.clients:
+            train(client, run.adapter, run.method, 1)  # no directions yet, so no warm-up either
+            along = {n: direction(u) for n, u in run.adapter.updates(client.model.factors).items()}
+            against = {name: pair.scaled(-1.0) for name, pair in along.items()}
+            client.model = ClientModel(
+                dict(run.adapter.initial), {"along": along, "against": against}
+            )
+            assert train(client, run.adapter, run.method, 2)["steps"] > 1
+            bad, good = client.model.alpha.T  # sources in sorted order
+            assert (good > 0).all()
+            assert (bad == 0).all() if sign == "nonnegative" else (bad < 0).all()
 
 
 def test_instruction_form_runs(backbone, data, tmp_path):

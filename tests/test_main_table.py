@@ -5,7 +5,7 @@ import io
 import pandas as pd
 import pytest
 
-from figures import main_table
+from figures import frames, main_table
 
 COLUMNS = [
     "dataset",
@@ -98,8 +98,8 @@ def test_best_is_bold_and_ties_all_are():
     local = next(line for line in markdown.splitlines() if line.startswith("| Local"))
     ours = next(line for line in markdown.splitlines() if line.startswith("| FeDecider"))
     # children: 6.00 against 5.00; comics: 6.00 twice; mean: 6.00 (6, 5.5, 6.5) against 5.50
-    assert local == "| Local | 3 | 5.00 ± 1.00 | **6.00** ± 2.00 | 5.50 ± 0.87 |"
-    assert ours == "| FeDecider | 3 | **6.00** ± 1.00 | **6.00** ± 1.00 | **6.00** ± 0.50 |"
+    assert local == "| Local | 3 | 5.50 ± 0.87 | 5.00 ± 1.00 | **6.00** ± 2.00 |"
+    assert ours == "| FeDecider | 3 | **6.00** ± 0.50 | **6.00** ± 1.00 | **6.00** ± 1.00 |"
     assert markdown.count("**") == 2 * 4
 
 
@@ -110,7 +110,7 @@ def test_values_that_print_alike_tie():
 
 def test_popularity_can_be_the_best():
     values = VALUES | {("popularity", "children"): [0.5]}
-    assert "| Popularity | – | **50.00** |" in main_table.to_markdown(table(values))
+    assert "| Popularity | – | **26.50** | **50.00** |" in main_table.to_markdown(table(values))
 
 
 def test_csv_is_tidy_and_traceable():
@@ -125,7 +125,9 @@ def test_csv_is_tidy_and_traceable():
         "users",
         "runs",
     ]
-    assert len(rows) == 5 * 3
+    assert len(rows) == 5 * 3 * 6  # every metric, though one is printed
+    assert list(rows["metric"].unique()) == list(frames.METRICS)
+    rows = rows[rows["metric"] == "hit@5"]
     row = rows[(rows.method == "local") & (rows.domain == "children")].iloc[0]
     assert row["mean"] == pytest.approx(0.05) and row["sd"] == pytest.approx(0.01)
     assert (row["seeds"], row["users"]) == (3, 40)
@@ -135,6 +137,41 @@ def test_csv_is_tidy_and_traceable():
     assert set(rows["protocol"]) == {"catalogue"} and set(rows["ranker"]) == {"grounding"}
     both = rows[(rows.method == "local") & (rows.domain == "mean")].iloc[0]
     assert both["runs"] == row["runs"] and both["users"] == 80
+
+
+def test_the_csv_has_all_metrics_and_the_print_those_that_are_named():
+    """One user of rank 1 and one of rank 3 in each domain, as `runs.metrics` gives them."""
+    values = {"hit@1": 0.5, "hit@5": 1, "hit@10": 1, "ndcg@5": 0.75, "ndcg@10": 0.75}
+    values |= {"mrr@10": 2 / 3}
+    frame = pd.concat(
+        metrics_frame({("local", "children"): [value]}, metric=metric)
+        for metric, value in values.items()
+    )
+    arguments = {"dataset": "goodreads", "protocol": "catalogue", "methods": ["local"]}
+    compact = main_table.results_table(frame, **arguments)
+    rows = pd.read_csv(io.StringIO(main_table.to_csv(compact)))
+    mine = rows[(rows["method"] == "local") & (rows["domain"] == "mean")]
+    assert dict(zip(mine["metric"], mine["mean"], strict=True)) == pytest.approx(values)
+    assert list(main_table.to_frame(compact)["Mean"]) == ["Hit@5", "Hit@10", "NDCG@5", "NDCG@10"]
+    for text in (main_table.to_markdown(compact), main_table.to_latex(compact)):
+        assert "NDCG@10" in text and "Hit@1 " not in text and "MRR" not in text
+    assert "MRR" not in main_table.to_styler(compact).to_html()
+    whole = main_table.results_table(frame, names=frames.METRICS, **arguments)
+    assert "Mean Hit@1 " in main_table.to_markdown(whole)
+    assert main_table.to_csv(whole) == main_table.to_csv(compact)
+
+
+def test_the_mean_over_domains_comes_before_the_domains():
+    """Where a table is wider than its place, the right-hand columns are not seen."""
+    head = ["Method", "Seeds", "Mean", "Children", "Comics graphic"]
+    assert [name or "Seeds" for name, _ in main_table.to_frame(table())] == head[1:]
+    html = main_table.to_styler(table()).to_html()
+    places = [html.index(f">{name}<") for name in head[2:]]
+    assert places == sorted(places)
+    latex = main_table.to_latex(table())
+    spans = ["\\multicolumn{1}{c}{" + name for name in head[2:]]
+    assert sorted(map(latex.index, spans)) == [latex.index(span) for span in spans]
+    assert "| Method | Seeds | Mean Hit@5 | Children Hit@5 |" in main_table.to_markdown(table())
 
 
 def test_protocols_never_mix():
@@ -189,9 +226,9 @@ def test_six_domains_are_cut_into_blocks():
     wide = main_table.results_table(frame, dataset="goodreads", protocol="catalogue")
     markdown, latex = main_table.to_markdown(wide), main_table.to_latex(wide)
     heads = [line for line in markdown.splitlines() if line.startswith("| Method")]
-    assert len(heads) == 4 and heads[0].count("Domain 0") == 4 and "Mean NDCG@10" in heads[3]
+    assert len(heads) == 4 and heads[0].count("Domain 0") == 4 and "Mean NDCG@10" in heads[0]
     assert latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 4
-    assert "\\multicolumn{4}{c}{Domain 0} & \\multicolumn{4}{c}{Domain 1}" in latex
+    assert "\\multicolumn{4}{c}{Mean} & \\multicolumn{4}{c}{Domain 0}" in latex
     assert "\\cmidrule(lr){3-6}\\cmidrule(lr){7-10}" in latex
 
 
@@ -201,7 +238,7 @@ def test_latex_is_well_formed():
     rows = [line for line in latex.splitlines() if line.endswith("\\\\")]
     spanning, rows = rows[0], rows[1:]
     assert spanning.count("&") == 4 and {row.count("&") for row in rows} == {4}
-    assert "FeDecider & 3 & \\textbf{6.00}{\\scriptsize$\\,\\pm\\,$1.00}" in latex
+    assert "FeDecider & 3 & \\textbf{6.00}{\\scriptsize$\\,\\pm\\,$0.50}" in latex
     assert "FedAvg & -- & -- & -- & -- \\\\" in latex
     assert "in \\%; mean $\\pm$ sample" in latex and "±" not in latex and "–" not in latex
     odd = table({("a_b&c", "x%_y"): [0.1]})
@@ -240,7 +277,7 @@ def test_popularity_repeated_in_every_run_counts_once_but_not_if_it_differs():
     again = popular.assign(seed=1, run="goodreads/local-seed1")
     arguments = {"dataset": "goodreads", "protocol": "catalogue", "names": ["hit@5"]}
     once = main_table.results_table(pd.concat([frame, again]), **arguments)
-    assert "| Popularity | – | 5.00 | 3.00 | 4.00 |" in main_table.to_markdown(once)
+    assert "| Popularity | – | 4.00 | 5.00 | 3.00 |" in main_table.to_markdown(once)
     differs = again.assign(value=0.9, seed=0)
     with pytest.raises(ValueError, match="popularity, seed 0, domain children is in several runs"):
         main_table.results_table(pd.concat([frame, differs]), **arguments)

@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from notebooks import plan, report, reproduce, stages
 
@@ -26,6 +28,7 @@ EXPECTED = {
     "figure_5_alpha_convergence",
     "table_2_goodreads",
     "table_3_amazon",
+    "benchmark",
 }
 
 
@@ -78,7 +81,8 @@ def tiny(tmp_path_factory) -> SimpleNamespace:
 
 def test_every_notebook_runs(tiny):
     assert tiny.ran == len(tiny.todo)
-    assert {stage.notebook for stage in tiny.todo} - {None} == {path.stem for path in NOTEBOOKS}
+    run = {stage.notebook for stage in tiny.todo} - {None}
+    assert run == {path.stem for path in NOTEBOOKS} - {"benchmark"}  # see test_bench.py
     for stage in tiny.todo:
         stamp = stages.read(stages.stamp_path(stage, tiny.results))
         assert stamp["outputs"] and stamp["seconds"] > 0
@@ -100,7 +104,7 @@ def test_the_files_that_a_user_looks_for_are_there(tiny):
             assert names("figures", f"figure_{number}_*{dataset}*.pdf")
     for table in ("table_2_goodreads", "table_3_amazon"):
         for ending in ("csv", "md", "tex"):
-            wanted = 3 if ending == "csv" else 2  # a protocol each, and the bootstrap's numbers
+            wanted = 4 if ending == "csv" else 3  # a ranker each, and the bootstrap's numbers
             assert len(names("tables", f"{table}*.{ending}")) == wanted
     assert names("runs/goodreads", "*") == [
         "fedavg-seed0",
@@ -114,6 +118,20 @@ def test_tables_show_every_method_that_ran_and_gaps_for_the_others(tiny):
     [path] = (tiny.results / "tables").glob("table_2_goodreads*sampled*.md")
     for method in ("zero-shot", "popularity", "local", "fedavg", "fedecider"):
         assert re.search(method, path.read_text(), re.IGNORECASE), method
+
+
+def test_table_files_hold_all_six_metrics_and_the_report_shows_four(tiny):
+    for path in (tiny.results / "tables").glob("table_[23]_*_*.csv"):
+        if "bootstrap" not in path.name:
+            rows = pd.read_csv(path)
+            assert set(rows["metric"]) == {f"hit@{k}" for k in (1, 5, 10)} | {
+                "ndcg@5",
+                "ndcg@10",
+                "mrr@10",
+            }
+            assert rows.loc[rows["method"] == "fedecider", "mean"].notna().all()
+    page = (tiny.results / "report.html").read_text()
+    assert ">NDCG@10<" in page and ">MRR@10<" not in page and ">Hit@1<" not in page
 
 
 def test_metrics_are_shares_for_every_domain_method_and_protocol(tiny):
@@ -145,6 +163,65 @@ def test_a_second_run_does_nothing(tiny):
     again = drive(tiny.results)
     assert again.ran == 0
     assert all(line.endswith("up to date") for line in again.lines)
+
+
+def own_tables(folder: Path, domains: tuple[str, ...] = ("adults", "children")) -> Path:
+    """Plain tables as data_prep/README.md describes them, made up."""
+    folder.mkdir()
+    for seed, domain in enumerate(domains):
+        generator = np.random.default_rng(seed)
+        titles = [f"The {word} of {number}" for number in range(6) for word in ("cat", "sea")]
+        loans = ["user, item, position"]
+        for user in range(10):
+            chosen = generator.permutation(len(titles))[:6]
+            loans += [f"u{user}, b{item}, {place}" for place, item in enumerate(chosen)]
+        (folder / f"{domain}.interactions.csv").write_text("\n".join(loans) + "\n")
+        items = ["item,title", *(f"b{number},{title}" for number, title in enumerate(titles))]
+        (folder / f"{domain}.items.csv").write_text("\n".join(items) + "\n")
+    return folder
+
+
+def test_a_third_data_set_goes_all_the_way_under_its_own_name(tmp_path, monkeypatch):
+    """The preset in data_prep/README.md, with made-up tables and the tiny model."""
+    monkeypatch.setenv("FEDECIDER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(plan, "_FIGURES", plan._FIGURES[1:3])  # two notebooks less: a test
+    readme = (ROOT / "data_prep/README.md").read_text()
+    content = yaml.safe_load(re.search(r"```yaml\n(.+?)```", readme, re.DOTALL)[1])
+    assert set(content["datasets"]) == {"library"}
+    small = plan.load("tiny", ROOT)
+    content["datasets"]["library"]["source"] = str(own_tables(tmp_path / "tables"))
+    content |= {"backbone": "tiny", "methods": ["fedecider"], "federation": small.federation}
+    content["prepare"] = {"item_core": 1, "negatives": 5}
+    (tmp_path / "library.yaml").write_text(yaml.safe_dump(content))
+    results = tmp_path / "results"
+    arguments = ["--preset", str(tmp_path / "library.yaml"), "--results", str(results)]
+    assert reproduce.main(arguments) == 0
+
+    for domain in ("adults", "children"):
+        assert (results / "data/library" / domain / "meta.json").is_file()
+    assert (results / "runs/library/fedecider-seed0/result.json").is_file()
+    for ending in ("csv", "md", "tex"):
+        text = (results / f"tables/table_2_library_sampled.{ending}").read_text()
+        assert re.search("library", text, re.IGNORECASE) and "oodreads" not in text
+    figures = {path.stem for path in (results / "figures").glob("*.png")}
+    assert figures == {
+        "figure_1_local_vs_fedavg-library-sampled",
+        "figure_4_alpha_heatmap-library",
+    }
+    headings = [
+        line
+        for path in (results / "notebooks").glob("*.ipynb")
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+        for line in cell.source.splitlines()
+        if line.startswith("#")
+    ]
+    assert headings and not any("oodreads" in line or "mazon" in line for line in headings)
+    page = (results / "report.html").read_text()
+    titles = re.findall(r"<h[1-3].*?</h[1-3]>", page, re.DOTALL)
+    assert sum("(Library" in title for title in titles) == 3  # a table and two figures
+    assert not any("oodreads" in title or "mazon" in title for title in titles)
 
 
 def test_an_edited_module_runs_only_the_stages_that_call_it(tiny, tmp_path):

@@ -67,6 +67,29 @@ def test_columns_may_be_absent_reordered_or_more(tmp_path):
     assert meta["order"] == "position" and len(got) == 12
 
 
+@pytest.mark.parametrize("end", ["csv", "csv.gz"])
+@pytest.mark.parametrize(
+    ("head", "separator"),
+    [
+        ("user, item, rating, timestamp, position", ", "),
+        ("\ufeff user ,\titem,rating , timestamp,  position ", " ,"),
+        ('"user", "item","rating","a, b",position', ","),
+    ],
+)
+def test_spaces_around_names_and_values_do_not_count(tmp_path, head, separator, end):
+    frame = pd.DataFrame(rows())
+    expected, _ = prepare(write(tmp_path / "plain", frame), tmp_path / "out")
+    lines = [head, *(separator.join(map(str, row)) for row in frame.itertuples(index=False))]
+    path = write(tmp_path / "spaced", frame, end=end) / f"shop.interactions.{end}"
+    text = "\r\n".join(lines).encode()
+    path.write_bytes(gzip.compress(text) if end == "csv.gz" else text)
+    got, meta = prepare(tmp_path / "spaced", tmp_path / "out2")
+    if "timestamp" not in head:
+        expected["timestamp"] = float("nan")
+    pd.testing.assert_frame_equal(got, expected, check_dtype=False)
+    assert meta["interactions"]["rejected"] == {}
+
+
 def test_numbers_as_ids_and_dates_as_times(tmp_path):
     frame = pd.DataFrame(rows()).drop(columns="position")
     frame["user"] = frame.user.map(ord)

@@ -1,5 +1,6 @@
 """The driver on toy notebooks: order, skipping, resuming, messages; and presets and the report."""
 
+import ast
 import base64
 import fcntl
 import functools
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import nbformat
@@ -329,6 +331,50 @@ def test_what_the_paper_preset_needs_is_said_at_once(tmp_path, capsys):
     assert "but there is no such folder" in error("--goodreads", f"{there}/nix")
 
 
+def test_a_third_data_set_is_prepared_and_shown_under_its_own_name(tmp_path):
+    more = {
+        "goodreads_own": plan.Dataset(kind="plain", source=str(tmp_path)),
+        "shops": plan.Dataset(kind="amazon", source=str(tmp_path)),
+    }
+    mixed = preset(datasets={**preset().datasets, **more})
+    mixed = plan.given(mixed, "mine", ROOT)
+    todo = plan.stages(mixed, ROOT / "results/mine", ROOT)
+    names = [stage.name for stage in todo]
+    assert len(set(names)) == len(names)
+    notebooks = {stage.name: stage.notebook for stage in todo}
+    assert notebooks["prepare_goodreads_own"] == notebooks["prepare_goodreads"]
+    assert notebooks["prepare_shops"] == notebooks["prepare_amazon"] == "prepare_amazon"
+    assert notebooks["table_2_goodreads_own"] == notebooks["table_2_goodreads"]
+    assert notebooks["table_3_shops"] == "table_3_amazon"
+    assert notebooks["figure_5_alpha_convergence-shops"] == "figure_5_alpha_convergence"
+    assert all(stage.parameters["dataset"] in stage.name for stage in todo)
+    # no file is taken for that of a data set whose name begins alike
+    for file in ("tables/table_2_goodreads_own_sampled.csv", "data/goodreads_own/x/meta.json"):
+        makers = [one.name for one in todo if any(fnmatch(file, glob) for glob in one.outputs)]
+        assert len(makers) == 1 and makers[0].endswith("goodreads_own")
+
+
+@pytest.mark.parametrize(
+    ("datasets", "message"),
+    [
+        ("{Library: {kind: plain}}", "datasets.Library"),
+        ("{my-shop: {kind: plain}}", "should match pattern"),
+        ("{library: {kind: plain}}", "names no source, the folder of library's files"),
+        ("{library: {kind: plain, source: /no/where}}", "/no/where, but there is no such folder"),
+        ("{library: {kind: planted}}", "library cannot be of kind planted: that makes goodreads "),
+    ],
+)
+def test_a_third_data_set_that_is_unfit_is_one_sentence(tmp_path, datasets, message, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"about: x\nbackbone: tiny\nmethods: [local]\nseeds: [0]\ndatasets: {datasets}\n"
+    )
+    results = tmp_path / "results"
+    assert reproduce.main(["--preset", str(path), "--results", str(results)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line and not results.exists()
+
+
 def test_data_for_a_preset_that_makes_its_own_is_refused(tmp_path):
     with pytest.raises(StageError, match="makes its own goodreads data and cannot use GOODREADS"):
         plan.given(preset(), "tiny", ROOT, goodreads=str(tmp_path))
@@ -403,6 +449,24 @@ def test_the_report_is_current_until_a_picture_changes(tmp_path):
     assert run_report(tmp_path, last) == 1
     other = report.stage("tiny", preset(seeds=[0, 1]), [one], tmp_path)
     assert run_report(tmp_path, other) == 1
+
+
+def test_the_report_is_made_anew_when_what_it_calls_changed(tmp_path, monkeypatch):
+    assert run_report(tmp_path, report.stage("tiny", preset(), [], tmp_path)) == 1
+    assert run_report(tmp_path, report.stage("tiny", preset(), [], tmp_path)) == 0
+    plain = report.source_digest
+    monkeypatch.setattr(
+        report, "source_digest", lambda path: "new" if path.name == "progress.py" else plain(path)
+    )
+    assert run_report(tmp_path, report.stage("tiny", preset(), [], tmp_path)) == 1
+    # whatever of the project it imports counts; closure only makes the digests
+    called = {Path(module.__file__).stem for module in report._CALLED}
+    for node in ast.walk(ast.parse(Path(report.__file__).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in (
+            "fedecider", "figures", "notebooks"
+        ):  # fmt: skip
+            last = node.module.split(".")[1:]
+            assert set(last or [name.name for name in node.names]) <= called | {"closure"}
 
 
 def run_report(results: Path, last: Stage) -> int:

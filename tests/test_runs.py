@@ -1,6 +1,8 @@
 """Configuration, run folders, frames, prepared domains and distances."""
 
+import dataclasses
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -10,9 +12,10 @@ from pydantic import ValidationError
 from toy import config, write_domain, write_domains
 
 from fedecider import distances, federation, runs
+from fedecider.adapter import Adapter
 from fedecider.backbone import load
 from fedecider.config import RunConfig
-from fedecider.domains import read_affinity, read_domain, read_domains
+from fedecider.domains import data_digest, read_affinity, read_domain, read_domains
 
 
 def test_every_setting_has_a_help_line_and_unknown_ones_are_refused(tmp_path):
@@ -100,6 +103,112 @@ def test_left_over_folders_of_a_killed_preparation_are_no_domains(tmp_path):
     assert [domain.name for domain in read_domains(tmp_path)] == ["books"]
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_other_data_are_refused(tmp_path, finished):
+    backbone = load("tiny", "cpu", "float32")
+    first, other = write_domains(tmp_path / "a" / "toy"), write_domains(tmp_path / "b" / "toy")
+    chosen = config(first, tmp_path / "run", "local", rankers=["likelihood"])
+    federation.run(chosen, backbone)
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    moved = chosen.model_copy(update={"data": other})  # equal content in another folder
+    federation.run(moved, backbone)
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+    if not finished:
+        (tmp_path / "run" / "result.json").unlink()
+    titles = pd.read_parquet(other / "books" / "items.parquet")
+    titles.loc[3, "title"] = "another title"
+    titles.to_parquet(other / "books" / "items.parquet")
+    pattern = r"config.json is of a run with other data \(data_digest = '\w+', not '\w+'\): name "
+    with pytest.raises(ValueError, match=pattern):
+        federation.run(moved, backbone)
+    federation.run(chosen, backbone)  # the folder was left as it was
+
+
+def test_what_is_read_decides_the_digest_and_nothing_else(tmp_path):
+    def digest(change=None, **limits):
+        folder = write_domains(tmp_path / "data", ["books"])
+        if change:
+            table, edit = change
+            path = folder / "books" / f"{table}.parquet"
+            edit(pd.read_parquet(path)).to_parquet(path)
+        return data_digest(read_domains(folder, **limits))
+
+    def swapped(table):  # the first two training items of one user
+        table = table.copy()
+        table.loc[[0, 1], "position"] = [1, 0]
+        return table
+
+    def redrawn(table):
+        table["negatives"] = [[*drawn[:-1], drawn[0]] for drawn in table["negatives"]]
+        return table
+
+    first = digest()
+    assert digest() == first and len(first) == 24
+    assert digest(("splits", lambda table: table.sample(frac=1, random_state=0))) == first
+    changes = [
+        digest(("items", lambda table: table.assign(title=table["title"] + "!"))),
+        digest(("splits", swapped)),
+        digest(("candidates", redrawn)),
+        digest(train=5, valid=3, test=2),
+    ]
+    assert len({first, *changes}) == 5
+    whole = read_domains(write_domains(tmp_path / "data", ["books", "games"]))
+    assert data_digest(whole[:1]) == first != data_digest(whole)
+
+
+def test_run_folders_from_before_the_digest_can_be_read_but_not_taken_up(tmp_path):
+    data = write_domains(tmp_path / "data")
+    backbone = load("tiny", "cpu", "float32")
+    chosen = [config(data, tmp_path / "runs" / str(s), "local", seed=s) for s in (0, 1)]
+    for one in chosen:
+        federation.run(one, backbone)
+    path = tmp_path / "runs" / "0" / "config.json"
+    stored = json.loads(path.read_text())
+    digest = stored.pop("data_digest")
+    path.write_text(json.dumps(stored))
+    for name in runs.COLUMNS:
+        assert set(getattr(runs, name)(tmp_path / "runs")["seed"]) in ({0, 1}, set())
+    configs = runs.configs(tmp_path / "runs").set_index("seed")
+    assert configs["finished"].all() and configs.loc[1, "data_digest"] == digest
+    with pytest.raises(ValueError, match=r"is of a run with unknown data \(data_digest = None"):
+        federation.run(chosen[0], backbone)
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_gpu_is_made_reproducible_before_the_model_is_loaded(tmp_path, monkeypatch):
+    def seen(*_):
+        found.append((os.environ.get("CUBLAS_WORKSPACE_CONFIG"), deterministic()))
+        raise Stopped
+
+    found, deterministic = [], torch.are_deterministic_algorithms_enabled
+    data = write_domains(tmp_path / "data")
+    monkeypatch.setattr(federation, "load", seen)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        for device in ("cpu", "cuda"):
+            with pytest.raises(Stopped):
+                federation.run(config(data, tmp_path / device, device=device))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    assert found == [(None, False), (":4096:8", True)]
+
+
+def test_a_saved_adapter_names_the_base_as_the_hub_does(tmp_path):
+    backbone = load("tiny", "cpu", "float32")
+    for name, base in (
+        ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("owner/model", "owner/model"),
+    ):
+        with Adapter(dataclasses.replace(backbone, name=name), 2, 4, ["q_proj"]) as adapter:
+            adapter.save(tmp_path / name)
+        described = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert described["base_model_name_or_path"] == base
+
+
 def test_compare_pairs_users_and_does_not_count_seeds_as_users():
     rows = [
         ("toy", method, seed, "books", "sampled", "likelihood", f"u{user}", rank + user % 7)
@@ -112,7 +221,13 @@ def test_compare_pairs_users_and_does_not_count_seeds_as_users():
         )
         for user in range(40)
     ]
-    found = runs.compare(pd.DataFrame(rows, columns=runs.COLUMNS["ranks"])).set_index("against")
+    # Popularity has no ranker of its own; another ranker of the same protocol stands apart.
+    rows = [(*row[:5], "popularity", *row[6:]) if row[1] == "popularity" else row for row in rows]
+    rows += [(*row[:5], "other", row[6], 90) for row in rows if row[1] == "fedecider"]
+    found = runs.compare(pd.DataFrame(rows, columns=runs.COLUMNS["ranks"]))
+    other = found[found["ranker"] == "other"]
+    assert other["against"].tolist() == ["popularity"] and (other["difference"] < 0).all()
+    found = found[found["ranker"] == "likelihood"].set_index("against")
     assert found.loc["local", "users"] == 40 and found.loc["local", "p"] < 0.01
     assert found.loc["local", "difference"] > 0 and found.loc["local", "low"] > 0
     assert found.loc["popularity", "difference"] == 0 and found.loc["popularity", "p"] == 1

@@ -9,7 +9,6 @@ from fedecider.adapter import Adapter
 from fedecider.backbone import load
 from fedecider.mixture import Mixture
 
-
 END = 7
 TITLES = [
     [11, 12],
@@ -53,19 +52,22 @@ def leaves(node, before=()):
             yield tokens, edge.node.items
 
 
-def test_the_tree_holds_every_title_once():
-    root = trie.build(TITLES, END)
+@pytest.mark.parametrize("longest", [1, 2, 3, 99])
+def test_the_tree_holds_every_title_once(longest):
+    root = trie.build(TITLES, END, longest)
     found = dict(leaves(root))
     assert len(found) == 8 and found[20, 21, 22, END] == [4, 7]
     assert {tokens: items for tokens, items in found.items() if len(items) == 1} == {
         (*title, END): [item] for item, title in enumerate(TITLES) if item not in (4, 7)
     }
-    # Chains without a choice are one edge.
-    assert (30, 31, 32, 33, END) in [edge.tokens for edge in root.edges]
     nodes = [root]
     while nodes:
         node = nodes.pop()
-        assert len(node.edges) != 1 and bool(node.edges) != bool(node.items)
+        assert bool(node.edges) != bool(node.items)
+        assert all(1 <= len(edge.tokens) <= longest for edge in node.edges)
+        # A chain without a choice is cut only where it is longer than that.
+        for edge in node.edges:
+            assert len(edge.node.edges) != 1 or len(edge.tokens) == longest
         nodes += [edge.node for edge in node.edges]
 
 

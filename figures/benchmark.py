@@ -1,0 +1,129 @@
+"""The benchmark's table and figures: ratios inside one run, and growth along four axes."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+from figures import style
+
+_OURS, _MISSED = "#0072B2", "#D55E00"
+_COLUMNS = ("part", "ours", "against", "ratio", "low", "high", "at_least", "limit_share")
+
+
+def summary(rows: list[Mapping]) -> pd.DataFrame:
+    """One row a comparison: part, ours, against, ratio (median), low, high (over runs), at_least.
+
+    Each mapping has part, ours, against, `ratios` (a series, one a run; more is better), at_least
+    and limit_share, the share of the machine's matmul rate that ours reached (nan: not a matter of
+    floating-point operations).
+    """
+    table = [
+        {
+            **{name: row[name] for name in ("part", "ours", "against", "at_least", "limit_share")},
+            "ratio": row["ratios"].median(),
+            "low": row["ratios"].min(),
+            "high": row["ratios"].max(),
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(table, columns=list(_COLUMNS))
+
+
+def bars(table: pd.DataFrame, title: str) -> Figure:
+    """A bar a comparison, log axis: median ratio, range over runs, and what is asked."""
+    with style.context():
+        figure = style.canvas(7.6, 1.3 + 0.52 * len(table))
+        axes = figure.add_subplot()
+        for place, row in enumerate(table.itertuples()):
+            met = not row.ratio < row.at_least
+            axes.barh(place, row.ratio, 0.62, color=_OURS if met else _MISSED, left=0)
+            error = [[row.ratio - row.low], [row.high - row.ratio]]
+            axes.errorbar(row.ratio, place, xerr=error, color=style.INK, capsize=3, lw=1.1)
+            axes.plot([row.at_least] * 2, [place - 0.42, place + 0.42], color="black", lw=2)
+            label = f"{row.ratio:.1f}×" if row.ratio < 100 else f"{row.ratio:.0f}×"
+            axes.annotate(
+                label,
+                (max(row.high, row.at_least), place),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        axes.set_yticks(
+            range(len(table)),
+            [f"{row.part}: {row.ours}\nagainst {row.against}" for row in table.itertuples()],
+        )
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.set_xlim(1, 2.2 * max(table["high"].max(), table["at_least"].max()))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("times as fast (median; whiskers: range over runs; thick mark: the aim)")
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        figure.suptitle(title)
+    return figure
+
+
+def growth(grown: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
+    """Seconds along each axis, log-log, with least-squares slopes in the legend.
+
+    ``grown`` has axis, value, what, seconds; ``slopes`` axis, what, slope_seconds.
+    """
+    axes_names = list(dict.fromkeys(grown["axis"]))
+    if not axes_names:
+        return style.note("Growth was not measured.")
+    found = slopes.set_index(["axis", "what"])["slope_seconds"]
+    labels = {
+        "clients": "clients",
+        "rank": "rank of LoRA",
+        "history": "titles of a history",
+        "catalogue": "titles in the catalogue",
+    }
+    with style.context():
+        figure = style.canvas(8.4, 6.6)
+        grid = figure.subplots(2, 2)
+        for axes, name in zip(grid.flat, axes_names, strict=False):
+            some = grown[grown["axis"] == name]
+            colors = style.domain_colors(dict.fromkeys(grown["what"]))
+            for mark, (what, points) in zip(
+                style.MARKERS, some.groupby("what", sort=False), strict=False
+            ):
+                slope = style.number(found[name, what], 2)
+                axes.plot(
+                    points["value"],
+                    points["seconds"],
+                    marker=mark,
+                    color=colors[what],
+                    label=f"{what} (slope {slope})",
+                )
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            values = sorted(set(some["value"]))
+            axes.set_xticks(values, [str(value) for value in values])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            low, high = some["seconds"].min(), some["seconds"].max()
+            axes.set_ylim(low / 2, high * 8)  # room for the legend
+            axes.set_xlabel(labels.get(name, name))
+            axes.set_ylabel("seconds")
+            axes.grid()
+            axes.legend(loc="upper left")
+        for axes in list(grid.flat)[len(axes_names) :]:
+            axes.set_visible(False)
+        figure.suptitle("Growth of time")
+    return figure
+
+
+def to_markdown(table: pd.DataFrame, digits: int = 2) -> str:
+    """Any frame as a Markdown table; missing numbers as a dash."""
+
+    def cell(value) -> str:
+        if isinstance(value, float):
+            return "–" if value != value else f"{value:.{digits}f}"
+        return str(value)
+
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in table.itertuples(index=False)]
+    return "\n".join(lines) + "\n"

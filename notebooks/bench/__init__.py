@@ -1,0 +1,1 @@
+"""What `make bench` measures: this package against what a user would otherwise write."""
