@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
@@ -9,6 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from figures import style
 
 _OURS, _MISSED = "#0072B2", "#D55E00"
+_LEAST = {"seconds": 1e-4, "mib": 1.0}  # what is less counts as that on a logarithmic axis
 _COLUMNS = ("part", "ours", "against", "ratio", "low", "high", "at_least", "limit_share")
 
 
@@ -41,7 +43,8 @@ def bars(table: pd.DataFrame, title: str) -> Figure:
             axes.barh(place, row.ratio, 0.62, color=_OURS if met else _MISSED, left=0)
             error = [[row.ratio - row.low], [row.high - row.ratio]]
             axes.errorbar(row.ratio, place, xerr=error, color=style.INK, capsize=3, lw=1.1)
-            axes.plot([row.at_least] * 2, [place - 0.42, place + 0.42], color="black", lw=2)
+            if row.at_least > 1:
+                axes.plot([row.at_least] * 2, [place - 0.42, place + 0.42], color="black", lw=2)
             label = f"{row.ratio:.1f}×" if row.ratio < 100 else f"{row.ratio:.0f}×"
             axes.annotate(
                 label,
@@ -60,28 +63,47 @@ def bars(table: pd.DataFrame, title: str) -> Figure:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("times as fast (median; whiskers: range over runs; thick mark: the aim)")
+        axes.set_xlabel(
+            "times as fast, for memory: times as little\n"
+            "(median; whiskers: range over runs; thick mark: the aim)"
+        )
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         figure.suptitle(title)
     return figure
 
 
-def growth(grown: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
-    """Seconds along each axis, log-log, with least-squares slopes in the legend.
+def slopes(grown: pd.DataFrame) -> pd.DataFrame:
+    """Least-squares slopes of log seconds and of log memory against log value, a row a line.
 
-    ``grown`` has axis, value, what, seconds; ``slopes`` axis, what, slope_seconds.
+    ``grown`` has axis, value, what, seconds, mib; the result axis, what, slope_seconds, slope_mib.
+    """
+    rows = []
+    for (axis, what), some in grown.groupby(["axis", "what"], sort=False):
+        fits = [
+            np.polyfit(np.log(some["value"]), np.log(some[name].clip(lower=least)), 1)[0]
+            for name, least in _LEAST.items()
+        ]
+        rows.append((axis, what, *fits))
+    return pd.DataFrame(rows, columns=["axis", "what", *(f"slope_{name}" for name in _LEAST)])
+
+
+def growth(grown: pd.DataFrame, slopes: pd.DataFrame, quantity: str = "seconds") -> Figure:
+    """Seconds or memory ("mib") along each axis, log-log, with least-squares slopes in the legend.
+
+    ``grown`` has axis, value, what and the quantity; ``slopes`` axis, what, slope_<quantity>.
     """
     axes_names = list(dict.fromkeys(grown["axis"]))
     if not axes_names:
         return style.note("Growth was not measured.")
-    found = slopes.set_index(["axis", "what"])["slope_seconds"]
+    found = slopes.set_index(["axis", "what"])[f"slope_{quantity}"]
     labels = {
         "clients": "clients",
         "rank": "rank of LoRA",
         "history": "titles of a history",
         "catalogue": "titles in the catalogue",
     }
+    names = {"seconds": "seconds", "mib": "MiB above the loaded model"}
     with style.context():
         figure = style.canvas(8.4, 6.6)
         grid = figure.subplots(2, 2)
@@ -94,7 +116,7 @@ def growth(grown: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
                 slope = style.number(found[name, what], 2)
                 axes.plot(
                     points["value"],
-                    points["seconds"],
+                    points[quantity].clip(lower=_LEAST[quantity]),
                     marker=mark,
                     color=colors[what],
                     label=f"{what} (slope {slope})",
@@ -104,15 +126,15 @@ def growth(grown: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
             values = sorted(set(some["value"]))
             axes.set_xticks(values, [str(value) for value in values])
             axes.xaxis.set_minor_formatter(NullFormatter())
-            low, high = some["seconds"].min(), some["seconds"].max()
+            low, high = (max(x, _LEAST[quantity]) for x in some[quantity].agg(["min", "max"]))
             axes.set_ylim(low / 2, high * 8)  # room for the legend
             axes.set_xlabel(labels.get(name, name))
-            axes.set_ylabel("seconds")
+            axes.set_ylabel(names[quantity])
             axes.grid()
             axes.legend(loc="upper left")
         for axes in list(grid.flat)[len(axes_names) :]:
             axes.set_visible(False)
-        figure.suptitle("Growth of time")
+        figure.suptitle(f"Growth of {'time' if quantity == 'seconds' else 'memory'}")
     return figure
 
 

@@ -103,7 +103,7 @@ def test_slopes_of_known_growth():
     grown = pd.DataFrame(
         {"axis": "rank", "value": values, "what": "x", "seconds": 3.0 * values**2, "mib": 5.0}
     )
-    found = parts.slopes(grown).iloc[0]
+    found = benchmark.slopes(grown).iloc[0]
     assert found["slope_seconds"] == pytest.approx(2) and abs(found["slope_mib"]) < 1e-9
 
 
@@ -124,7 +124,7 @@ def test_the_command_writes_table_and_figures(bench, tmp_path, monkeypatch, caps
         "peer_users=1",
         "repeats=1",
     ]
-    small += ["top_layers=1", "clients=[1, 2]", "senders=2", "server_rank=1", "growth=false"]
+    small += ["top_layers=1", "clients=[1, 2]", "senders=2", "server_rank=1", "axes={}"]
     assert command.main(["--results", str(tmp_path / "results"), "--set", *small]) == 0
     assert "| whole catalogue | trie | grounding |" in capsys.readouterr().out
     tables = tmp_path / "results" / "tables"
@@ -147,7 +147,7 @@ def test_figures_of_known_numbers():
     grown = pd.DataFrame(
         {"axis": "rank", "value": [1, 2], "what": "step", "seconds": [1.0, 4.0], "mib": [1.0, 2.0]}
     )
-    figure = benchmark.growth(grown, parts.slopes(grown))
+    figure = benchmark.growth(grown, benchmark.slopes(grown))
     assert "step (slope 2.00)" in [text.get_text() for text in figure.axes[0].get_legend().texts]
-    assert benchmark.growth(grown.iloc[:0], parts.slopes(grown.iloc[:0])).texts
+    assert benchmark.growth(grown.iloc[:0], benchmark.slopes(grown.iloc[:0])).texts
     assert "| – |" in benchmark.to_markdown(pd.DataFrame({"x": [float("nan")]}))

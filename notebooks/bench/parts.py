@@ -292,6 +292,7 @@ def whole_catalogue(bench: Bench, users: int = 32, beams: int = 4, top_layers: i
     targets = [domain.items.index.get_loc(domain.test[user]) for user in some]
     root = trie.build(titles, form.end)
     quality: dict[str, float] = {}
+    needed: list[int] = []
 
     def note(name: str, ranks: list[int]) -> int:
         quality[name] = float(per_user(np.array(ranks), "ndcg@10").mean())
@@ -316,12 +317,22 @@ def whole_catalogue(bench: Bench, users: int = 32, beams: int = 4, top_layers: i
 
             def work() -> int:
                 found = trie.search(adapter, root, prompts, beams)
+                needed[:] = [_prefixes(titles, one) for one in found]
                 return note("trie", trie.ranks(found, targets, len(titles)))
 
             yield work
 
     jobs = {"grounding": grounding, "trie": by_trie}
-    return timing.alternate("catalogue", jobs, bench.repeats), quality
+    found = timing.alternate("catalogue", jobs, bench.repeats)
+    token = len(bench.model.layers) * bench.block_flops + bench.head_flops
+    flops = sum(map(len, asked)) * top_layers * bench.block_flops + sum(needed) * token
+    return found.assign(flops=found["variant"].map({"trie": flops})), quality
+
+
+def _prefixes(titles: list[list[int]], found: list[tuple[float, list[int]]]) -> int:
+    """Tokens that any search has to feed to score these titles: their distinct prefixes."""
+    best = [titles[items[0]] for _, items in found]
+    return len({tuple(title[:stop]) for title in best for stop in range(1, len(title) + 1)})
 
 
 # Server and wire
@@ -455,15 +466,7 @@ def server_memory(clients: int = 8, rank: int = 16) -> dict:
     return child("server", clients, rank)
 
 
-GROWTH = {
-    "clients": (2, 4, 8, 16, 32),
-    "rank": (4, 8, 16, 32, 64),
-    "history": (5, 10, 20, 40),
-    "catalogue": (500, 1000, 2000, 4000),
-}
-
-
-def growth(bench: Bench, axes: dict[str, tuple[int, ...]] = GROWTH) -> pd.DataFrame:
+def growth(bench: Bench, axes: dict[str, list[int]]) -> pd.DataFrame:
     """Seconds and memory (MiB above the loaded model) along each axis, a process a point."""
     place = (bench.config.data, bench.domain.name, bench.config.backbone)
     rows = []
@@ -472,19 +475,6 @@ def growth(bench: Bench, axes: dict[str, tuple[int, ...]] = GROWTH) -> pd.DataFr
         for what, measured in child(f"growth-{axis}", value, *place).items():
             rows.append((axis, value, what, measured["seconds"], measured["mib"]))
     return pd.DataFrame(rows, columns=["axis", "value", "what", "seconds", "mib"])
-
-
-def slopes(grown: pd.DataFrame) -> pd.DataFrame:
-    """Least-squares slope of log seconds and of log memory against log value."""
-    rows = []
-    for (axis, what), some in grown.groupby(["axis", "what"], sort=False):
-        x = np.log(some["value"])
-        fit = {
-            name: np.polyfit(x, np.log(some[name].clip(lower=1e-6)), 1)[0]
-            for name in ("seconds", "mib")
-        }
-        rows.append((axis, what, fit["seconds"], fit["mib"]))
-    return pd.DataFrame(rows, columns=["axis", "what", "slope_seconds", "slope_mib"])
 
 
 def comparisons(
