@@ -204,8 +204,8 @@ def test_fedavg_is_the_weighted_mean_of_every_client(backbone, unlike, tmp_path,
     sent = {}
     plain = wire.decode
 
-    def spy(payload, shapes, sender, *more):
-        factors = plain(payload, shapes, sender, *more)
+    def spy(payload, shapes, sender, *more, **expected):
+        factors = plain(payload, shapes, sender, *more, **expected)
         sent.setdefault(sender, factors)
         return factors
 
