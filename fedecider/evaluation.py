@@ -5,6 +5,7 @@ import pandas as pd
 
 from fedecider import ranking, trie
 from fedecider.adapter import Adapter
+from fedecider.cache import Prompts
 from fedecider.client import ClientData, ClientModel, entered
 from fedecider.trunk import Trunk
 
@@ -43,7 +44,7 @@ def evaluate(data: ClientData, model: ClientModel, adapter: Adapter, method: str
                 f"{data.name} grounding",
             )
         if "trie" in config.rankers:
-            prompts = trie.Prompts(adapter.backbone, asked, adapter.first, f"{data.name} prompts")
+            prompts = Prompts(adapter.backbone, asked, adapter.first, f"{data.name} prompts")
             root = trie.build(titles, data.form.end)
             found = trie.search(adapter, root, prompts, config.beams, f"{data.name} trie")
             note(method, "catalogue", "trie", trie.ranks(found, targets, len(items)))
@@ -51,7 +52,8 @@ def evaluate(data: ClientData, model: ClientModel, adapter: Adapter, method: str
         # Outside the mixture: titles are embedded by the untuned base.
         catalogue = ranking.embed_titles(adapter, titles, cached=True)
         embedded = ranking.embed_titles(adapter, generated, cached=False)
-        found = ranking.grounding_ranks(embedded, catalogue, targets)
+        place = adapter.backbone.device if adapter.backbone.device.type == "cuda" else "cpu"
+        found = ranking.grounding_ranks(embedded, catalogue, targets, place)
         note(method, "catalogue", "grounding", found)
     if {"grounding", "trie"} & set(config.rankers):
         note("popularity", "catalogue", "popularity", _popularity(data, "catalogue"))

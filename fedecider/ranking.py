@@ -207,16 +207,21 @@ def embed_titles(adapter: Adapter, titles: Sequence[list[int]], cached: bool) ->
 
 
 def grounding_ranks(
-    generated: torch.Tensor, catalogue: torch.Tensor, targets: Sequence[int]
+    generated: torch.Tensor,
+    catalogue: torch.Tensor,
+    targets: Sequence[int],
+    device: torch.device | str = "cpu",
 ) -> list[int]:
     """Rank of each target row of the catalogue (N, d) by L2 distance to the generated title (U, d).
 
-    In float64 and without the Gram shortcut, so that equal embeddings are exactly equally far.
+    In float64 and without the Gram shortcut, so that equal embeddings are exactly equally far;
+    `device` computes the distances and must know float64.
     """
-    catalogue, ranks = catalogue.double(), []
+    catalogue, ranks = catalogue.to(device, torch.float64), []
     mode = "donot_use_mm_for_euclid_dist"
-    for some, wanted in zip(generated.double().split(64), _split(targets, 64), strict=True):
-        distances = torch.cdist(some, catalogue, compute_mode=mode).numpy()
+    for some, wanted in zip(generated.split(64), _split(targets, 64), strict=True):
+        some = some.to(device, torch.float64)
+        distances = torch.cdist(some, catalogue, compute_mode=mode).cpu().numpy()
         ranks += [rank_of(-row, target) for row, target in zip(distances, wanted, strict=True)]
     return ranks
 

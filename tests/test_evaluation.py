@@ -205,7 +205,7 @@ def test_ranking_is_that_of_the_dense_sum(scope, adapter, domain, tmp_path, seen
 
     titles, embedded, catalogue, expected = dense_grounding(data, dense, adapter.backbone.start)
     assert seen["generate_titles"][0][1] == titles
-    (generated, items, _), _ = seen["grounding_ranks"][0]
+    (generated, items, *_), _ = seen["grounding_ranks"][0]
     # By the untuned base, both: neither the own LoRA nor the directions are in the embeddings.
     assert (generated - embedded).abs().max() < 1e-5
     assert (items - catalogue).abs().max() < 1e-5

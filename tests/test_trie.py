@@ -7,6 +7,7 @@ import torch
 from fedecider import trie
 from fedecider.adapter import Adapter
 from fedecider.backbone import load
+from fedecider.cache import Prompts
 from fedecider.mixture import Mixture
 
 END = 7
@@ -83,7 +84,7 @@ def test_unfit_catalogues_are_refused():
 def test_with_enough_beams_every_title_is_found_with_its_probability(adapted, layers):
     backbone = adapted.backbone
     first = adapted.first if layers == "top" else 0
-    prompts = trie.Prompts(backbone, PROMPTS, first)
+    prompts = Prompts(backbone, PROMPTS, first)
     found = trie.search(adapted, trie.build(TITLES, END), prompts, 8)
     for prompt, titles in zip(PROMPTS, found, strict=True):
         assert sorted(item for _, items in titles for item in items) == list(range(9))
@@ -96,7 +97,7 @@ def test_with_enough_beams_every_title_is_found_with_its_probability(adapted, la
 @torch.no_grad()
 def test_a_narrow_beam_finds_what_a_plain_beam_finds(adapted):
     root = trie.build(TITLES, END)
-    prompts = trie.Prompts(adapted.backbone, PROMPTS, adapted.first)
+    prompts = Prompts(adapted.backbone, PROMPTS, adapted.first)
     for beams in (1, 2, 3):
         found = trie.search(adapted, root, prompts, beams)
         for prompt, titles in zip(PROMPTS, found, strict=True):
@@ -146,7 +147,7 @@ def plain_beam(backbone, root, prompt, beams):
 
 @torch.no_grad()
 def test_foreign_directions_take_part(adapted):
-    prompts = trie.Prompts(adapted.backbone, PROMPTS, adapted.first)
+    prompts = Prompts(adapted.backbone, PROMPTS, adapted.first)
     root = trie.build(TITLES, END)
     alone = trie.search(adapted, root, prompts, 8)
     with Mixture(adapted, {"a": adapted.factors()}, torch.full((1, 1), 5.0)):

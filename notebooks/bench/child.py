@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fedecider import trie
+from fedecider.cache import Prompts
 from fedecider.client import train
 from fedecider.gram import gram
 from fedecider.methods import METHODS
@@ -143,7 +144,7 @@ def growth_catalogue(size: int, *place: str) -> dict:
     targets = list(range(16))
     with bench.adapter(_top(bench)) as adapter:
         root = trie.build(titles, bench.form.end)
-        prompts = trie.Prompts(bench.model, asked, adapter.first)
+        prompts = Prompts(bench.model, asked, adapter.first)
         known = torch.randn(size, bench.model.width, generator=generator)
         near = torch.randn(16, bench.model.width, generator=generator)
         return {

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from fedecider import RunConfig, backbone, ranking, trie, wire
 from fedecider.adapter import Adapter, Factors
+from fedecider.cache import Prompts
 from fedecider.client import (
     Client,
     ClientData,
@@ -313,7 +314,7 @@ def whole_catalogue(bench: Bench, users: int = 32, beams: int = 4, top_layers: i
     @contextmanager
     def by_trie():
         with bench.adapter(top_layers) as adapter:
-            prompts = trie.Prompts(bench.model, asked, adapter.first)
+            prompts = Prompts(bench.model, asked, adapter.first)
 
             def work() -> int:
                 found = trie.search(adapter, root, prompts, beams)
