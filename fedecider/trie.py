@@ -23,7 +23,7 @@ from fedecider.metrics import rank_of
 from fedecider.sequences import pack
 
 _BUDGET = 4096  # prompt tokens a batch of users
-_STEP = 3  # tokens of a hypothesis that a step feeds at most
+_STEP = 4  # tokens of a hypothesis that a step feeds at most
 _GOING = 0.8  # share of a batch's users still searching below which the others are left out
 
 
