@@ -57,8 +57,9 @@ def log_normaliser(hidden: Tensor, head: Tensor) -> Tensor:
     return _sweep(hidden, head, expected=False)[0]
 
 
+@torch.no_grad()
 def log_probs(hidden: Tensor, head: Tensor, source: Tensor, token: Tensor) -> Tensor:
-    """log p(token_m | row source_m), (M,): many tokens may share a row, as first tokens do."""
+    """log p(token_m | row source_m), (M,), no gradient: many tokens may share a row."""
     working = _working(hidden)
     normaliser = log_normaliser(hidden, head)
     parts = []

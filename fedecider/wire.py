@@ -18,7 +18,7 @@ from fedecider.direction import LowRank, norm
 Precision = Literal["float32", "bfloat16", "int8"]
 
 # How far rounding may take the norm of a direction from 1.
-_UNIT_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2, "int8": 5e-2}
+_UNIT_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2, "int8": 0.25}
 # No layer's update comes near it; a larger one would drown the frozen weights.
 _LARGEST_NORM = 1e6
 
@@ -124,6 +124,8 @@ def decode(
             raise PayloadError(
                 f"{name} of {sender} is no direction: its {unit} norm is {size:.4g}, not 1"
             )
+        if precision == "int8" and unit in ("frobenius", "spectral") and whole:
+            pair = pair.scaled(1 / size)  # small entries round to 0; a direction has norm 1 again
         factors[name] = pair
     if tensors:
         raise PayloadError(f"payload of {sender} has the stray tensor {sorted(tensors)[0]!r}")

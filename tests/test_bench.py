@@ -130,7 +130,7 @@ def test_the_command_writes_table_and_figures(bench, tmp_path, monkeypatch, caps
     tables = tmp_path / "results" / "tables"
     table = pd.read_csv(tables / "benchmark.csv")
     assert (table["ratio"] > 0).all() and (table["low"] <= table["high"]).all()
-    assert len(table) == 8
+    assert len(table) == 9
     facts = json.loads((tables / "benchmark.json").read_text())
     assert facts["float32_ranks"]["same ranks"] == 1.0 and facts["loss_difference"] < 1e-5
     assert (tmp_path / "results" / "figures" / "benchmark.png").is_file()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
 from fedecider.backbone import load
 from fedecider.likelihood import log_probs, nll
@@ -149,3 +150,24 @@ def test_log_probs_share_rows():
 def test_an_unfrozen_head_is_refused():
     with pytest.raises(RuntimeError, match="frozen"):
         nll(torch.zeros(1, 2), torch.zeros(3, 2, requires_grad=True), torch.zeros(1).long())
+
+
+@pytest.mark.parametrize("vocabulary", [2048, 5003])
+def test_normaliser_and_gradient_over_several_blocks_of_columns(vocabulary):
+    """The running maximum moves from block to block; rows are split, too."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(vocabulary, 6, generator=generator, dtype=torch.float64)
+    head *= torch.linspace(1, 9, vocabulary)[:, None]  # later blocks hold larger logits
+    hidden = torch.randn(700, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    token = torch.randint(vocabulary, (700,), generator=generator)
+    found, wanted = (
+        nll(hidden, head, token),
+        cross_entropy(hidden @ head.T, token, reduction="none"),
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    weight = torch.randn(700, generator=generator, dtype=torch.float64)
+    (grad,) = torch.autograd.grad(found, hidden, weight)
+    (plain,) = torch.autograd.grad(wanted, hidden, weight)
+    torch.testing.assert_close(grad, plain, rtol=1e-10, atol=1e-10)
+    flipped = nll(hidden, head.flip(0), vocabulary - 1 - token)  # earlier blocks hold the larger
+    torch.testing.assert_close(flipped, wanted, rtol=1e-12, atol=1e-12)

@@ -78,6 +78,15 @@ def test_coarser_payloads_are_smaller_and_near(precision, error):
         decode(payload, shapes, "a")
 
 
+def test_int8_keeps_the_norm_of_a_direction_with_one_large_entry():
+    long = torch.ones(1, 8192)
+    long[0, 0] = 260.0
+    sent = {"m.q": direction(LowRank(long.T, long))}
+    payload = encode(sent, precision="int8")
+    got = decode(payload, {"m.q": (8192, 8192)}, "a", "frobenius", precision="int8")["m.q"]
+    assert norm(got) == pytest.approx(1, abs=1e-5)
+
+
 def test_int8_restores_zeros_and_needs_its_scales():
     sent = {"m.q": LowRank(torch.zeros(4, 2), torch.ones(2, 5))}
     got = decode(encode(sent, precision="int8"), SHAPES, "a", precision="int8")["m.q"]

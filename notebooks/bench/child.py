@@ -114,7 +114,7 @@ def growth_rank(rank: int, *place: str) -> dict:
 
 
 def growth_history(titles: int, *place: str) -> dict:
-    """One packed row of 16 histories of so many titles each, forward and backward."""
+    """A training epoch on 16 histories of so many titles each, packed by `batch_tokens`."""
     bench = _bench(place, users=16)
     form, items = bench.form, list(bench.domain.items)
     generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,9 @@ length. Server: every update formed densely and compared as one matmul.
 
 import copy
 import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,8 +38,9 @@ def model(backbone: Backbone, rank: int, lora_alpha: float, top_layers: int | No
     return get_peft_model(plain, settings)
 
 
-def train(adapted, tokenizer, pairs: Sequence[tuple[list[int], list[int]]], batch: int) -> int:
-    """One epoch of Trainer over (prompt, target) pairs; the number of targets."""
+@contextmanager
+def trainer(adapted, tokenizer, pairs: Sequence[tuple[list[int], list[int]]], batch: int):
+    """Trainer over (prompt, target) pairs, ready; gives the function that runs one epoch."""
     examples = [
         {
             "input_ids": prompt + target,
@@ -60,14 +63,29 @@ def train(adapted, tokenizer, pairs: Sequence[tuple[list[int], list[int]]], batc
             use_cpu=adapted.device.type == "cpu",
             dataloader_pin_memory=False,
         )
-        trainer = Trainer(
+        ready = Trainer(
             adapted,
             arguments,
             train_dataset=examples,
             data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
         )
-        trainer.train()
-    return len(pairs)
+
+        def epoch() -> int:
+            ready.train()
+            return len(pairs)
+
+        yield epoch
+
+
+def best_batch(adapted, tokenizer, pairs, sizes: Sequence[int] = (1, 2, 4, 8)) -> int:
+    """The batch size at which the peer trains these pairs fastest, each tried once warm."""
+    seconds = {}
+    for batch in (sizes[0], *sizes):  # the first once more: it warms up
+        with trainer(adapted, tokenizer, pairs, batch) as epoch:
+            begin = time.perf_counter()
+            epoch()
+            seconds[batch] = time.perf_counter() - begin
+    return min(seconds, key=seconds.get)
 
 
 @torch.no_grad()
