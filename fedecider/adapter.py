@@ -68,20 +68,24 @@ class Adapter:
             raise ValueError(f"no linear layers named {targets} in {backbone.name}")
         self.names = list(self.modules)
         self.rank, self.gamma = rank, lora_alpha / rank
-        generator = torch.Generator().manual_seed(seed)
-        for module in self.modules.values():
-            A = module.lora_A["default"].weight
-            bound = A.shape[1] ** -0.5  # kaiming_uniform(a=sqrt(5)) of a (r, d_in) matrix
-            fresh = torch.rand(A.shape, generator=generator, dtype=torch.float32) * 2 - 1
-            with torch.no_grad():
-                A.copy_(fresh * bound)
-                module.lora_B["default"].weight.zero_()
-        self.initial = self.factors()
+        self.initial: Factors = self.drawn(torch.Generator().manual_seed(seed))
+        self.load(self.initial)
 
     def parameters(self, parts: str = "AB") -> list[torch.nn.Parameter]:
         """Trainable factors, module by module; `parts` may name only "A" or only "B"."""
         both = {"A": "lora_A", "B": "lora_B"}
         return [getattr(m, both[p])["default"].weight for m in self.modules.values() for p in parts]
+
+    def drawn(self, generator: torch.Generator) -> Factors:
+        """A fresh LoRA: A Kaiming uniform as in LoRA, B zero, on the CPU."""
+        found = {}
+        for name, module in self.modules.items():
+            A = module.lora_A["default"].weight
+            bound = A.shape[1] ** -0.5  # kaiming_uniform(a=sqrt(5)) of a (r, d_in) matrix
+            fresh = torch.rand(A.shape, generator=generator, dtype=torch.float32) * 2 - 1
+            B = torch.zeros(module.lora_B["default"].weight.shape, dtype=A.dtype)
+            found[name] = LowRank(B, (fresh * bound).to(A.dtype))
+        return found
 
     def factors(self) -> Factors:
         """A copy of the raw factors (without gamma) of every adapted module, on the CPU."""

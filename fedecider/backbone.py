@@ -237,9 +237,16 @@ def _tiny(seed: int = 0) -> tuple[nn.Module, PreTrainedTokenizerFast]:
     return model, wrapped
 
 
+def _cut(name: str) -> tuple[str, int | None]:
+    """("smollm2-135m", 10) of "smollm2-135m@10"; no number for a name that has none."""
+    base, apart, depth = name.rpartition("@")
+    return (base, int(depth)) if apart and base and depth.isdigit() else (name, None)
+
+
 def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
     """Load a frozen causal LM: `smollm2-135m`, `tiny`, a local folder or a hub id.
 
+    `<name>@<n>` cuts it to its first n blocks, the final norm and the output layer behind them.
     Raises FileNotFoundError with one line on what to install or pass if there is no such model, and
     ValueError if the model is not of the Llama family's layout (blocks `model.layers`, rotary
     positions), which the packed forward relies on and which is checked on a probe.
@@ -247,6 +254,7 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
     transformers_logging.disable_progress_bar()
+    full, (name, depth) = name, _cut(name)
     if name == "tiny":
         model, tokenizer = _tiny()
         revision = "seed 0"
@@ -267,6 +275,13 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
             revision += " ".join(f"{p.name} {p.stat().st_size}" for p in parts)
             if name not in PACKAGED:  # a folder of the user's may change under its name
                 revision += " ".join(str(p.stat().st_mtime_ns) for p in parts)
+    if depth is not None:
+        if not hasattr(model, "model") or not 1 <= depth <= model.config.num_hidden_layers:
+            raise ValueError(
+                f"{name} has {model.config.num_hidden_layers} blocks and cannot be cut to {depth}"
+            )
+        model.model.layers = model.model.layers[:depth]
+        model.config.num_hidden_layers = depth
     # Parameters alone: the buffers hold the rotary frequencies, which bf16 would falsify.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(precision)
@@ -279,9 +294,9 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
     model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     # States computed by other versions of what multiplies may differ in the last digit.
     software = f"torch {torch.__version__} transformers {transformers.__version__}"
-    mark = f"{name} {revision} {precision} {place.type} {software}"
+    mark = f"{full} {revision} {precision} {place.type} {software}"
     identity = hashlib.sha256(mark.encode()).hexdigest()
-    backbone = Backbone(model, tokenizer, name, place, precision, identity[:16])
+    backbone = Backbone(model, tokenizer, full, place, precision, identity[:16])
     _check_layout(backbone)
     return backbone
 

@@ -12,10 +12,10 @@ from fedecider.adapter import Adapter, Factors
 from fedecider.config import RunConfig
 from fedecider.domains import Domain
 from fedecider.likelihood import nll
-from fedecider.mixture import Mixture, initial_alpha
+from fedecider.mixture import Mixture
 from fedecider.ranking import Catalogue
 from fedecider.sequences import Example, TrainingSet, pack
-from fedecider.trunk import Trunk
+from fedecider.trunk import Joined, Trunk
 
 
 class ClientData:
@@ -57,6 +57,19 @@ class ClientData:
         return Trunk(self._adapter.backbone, part.rows, first, f"{self.name} {label} states")
 
 
+class PooledData:
+    """The training data of several clients as one."""
+
+    def __init__(self, parts: list[ClientData]):
+        self.parts, self.config = parts, parts[0].config
+        self.training = TrainingSet([one for part in parts for one in part.training.examples])
+
+    @cached_property
+    def train_trunk(self) -> Trunk:
+        """Trunk states of all parts, where each keeps its own."""
+        return Joined([part.train_trunk for part in self.parts])
+
+
 @dataclass
 class ClientModel:
     """What a client's personal model is made of: own factors, foreign directions, their weights."""
@@ -64,6 +77,7 @@ class ClientModel:
     factors: Factors
     foreign: dict[str, Factors] = field(default_factory=dict)
     alpha: Tensor | None = None
+    personal: Factors | None = None  # a second LoRA that stays at home, where a method has one
 
     def mixture(self, adapter: Adapter, config: RunConfig) -> Mixture | None:
         """Put the model into the adapter; enter the result to add the foreign directions."""
@@ -83,11 +97,13 @@ class Client:
     best: ClientModel | None = None
     best_loss: float = float("inf")
     best_round: int = 0
+    train_loss: float = float("nan")  # of the last round, nats a token
+    label: str = ""  # instead of the domain's name
 
     @property
     def name(self) -> str:
-        """The domain's name."""
-        return self.data.name
+        """The domain's name, or the label."""
+        return self.label or self.data.name
 
 
 def entered(mixture: Mixture | None):
@@ -110,12 +126,34 @@ def train(client: Client, adapter: Adapter, method, number: int, progress=None) 
     alone. Updates `client.model` in place and returns train_loss (mean a token, over the round) and
     the number of steps.
     """
+    data, config = client.data, client.data.config
+    sizes = [tree.size for tree in data.train_trunk.trees]
+    generator = seeded(config, client.name, number)
+    packs = []
+    for _ in range(config.local_epochs):
+        packs += pack(sizes, config.batch_tokens, generator)
+    found: list[Tensor] = []
+
+    def note(indices: list[int], losses: Tensor) -> None:
+        found.append(losses)
+        if progress is not None:
+            progress(sum(sizes[index] for index in indices), torch.cat(found).mean().item())
+
+    for place, (low, high) in enumerate(method.stages(client)):
+        if place:
+            method.switch(client)
+        some = range(round(low * len(packs)), round(high * len(packs)))
+        _steps(client, adapter, method, number, packs, some, note)
+    client.train_loss = torch.cat(found).double().mean().item()
+    return {"train_loss": client.train_loss, "steps": len(packs)}
+
+
+def _steps(client, adapter: Adapter, method, number: int, packs, some: range, note) -> None:
+    """The given steps of a round, one pack of examples each."""
     data, model = client.data, client.model
     config = data.config
     if any(model.foreign.values()) and model.alpha is None:
-        own = adapter.updates(model.factors)
-        sources = sorted(model.foreign)
-        model.alpha = initial_alpha(adapter, sources, config.alpha_scope, config.alpha_init, own)
+        model.alpha = method.weights(model, adapter)
     mixture = model.mixture(adapter, config)
     weights = adapter.parameters(method.trains(number))
     groups = [{"params": weights, "lr": config.lr, "weight_decay": config.weight_decay}]
@@ -130,20 +168,13 @@ def train(client: Client, adapter: Adapter, method, number: int, progress=None) 
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(groups)
     rates = [group["lr"] for group in groups]
-    generator = seeded(config, client.name, number)
-    sizes = [tree.size for tree in data.train_trunk.trees]
-    packs = []
-    for _ in range(config.local_epochs):
-        packs += pack(sizes, config.batch_tokens, generator)
-    total = count = 0.0
     with entered(mixture):
-        for step, indices in enumerate(packs):
+        for step in some:
             done = (number - 1 + step / len(packs)) / config.rounds
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 - done * (1 - config.lr_end))
-            losses = token_losses(adapter, data.train_trunk, data.training, indices)
+            losses = token_losses(adapter, data.train_trunk, data.training, packs[step])
             loss = losses.mean()
-            total, count = total + losses.detach().sum().item(), count + len(losses)
             penalty = method.penalty(client, adapter)
             (loss if penalty is None else loss + penalty).backward()
             if learned and step < config.alpha_warmup:
@@ -154,12 +185,10 @@ def train(client: Client, adapter: Adapter, method, number: int, progress=None) 
             optimizer.zero_grad(set_to_none=True)
             if learned:
                 mixture.project()
-            if progress is not None:
-                progress(sum(sizes[index] for index in indices), total / count)
+            note(packs[step], losses.detach())
     model.factors = adapter.factors()
     if mixture is not None:
         model.alpha = mixture.alpha.detach().cpu().clone()
-    return {"train_loss": total / count, "steps": len(packs)}
 
 
 def token_losses(adapter: Adapter, trunk: Trunk, part: TrainingSet, indices) -> Tensor:
@@ -172,12 +201,17 @@ def token_losses(adapter: Adapter, trunk: Trunk, part: TrainingSet, indices) -> 
 
 
 @torch.no_grad()
-def validation_loss(client: Client, adapter: Adapter) -> float:
-    """Mean -log p a token of the validation titles under the client's present model."""
+def validation_loss(client: Client, adapter: Adapter, method) -> float:
+    """Mean -log p a token of the validation titles under the model each user is served with."""
     data = client.data
+    place = {user: index for index, user in enumerate(data.valid_users)}
+    sizes = [tree.size for tree in data.valid_trunk.trees]
     total = count = 0.0
-    with entered(client.model.mixture(adapter, data.config)):
-        for indices in pack([tree.size for tree in data.valid_trunk.trees], 4096):
-            losses = token_losses(adapter, data.valid_trunk, data.validation, indices)
-            total, count = total + losses.double().sum().item(), count + len(losses)
+    for users, model in method.served(data, client.model, adapter, "valid"):
+        some = [place[user] for user in users]
+        with entered(model.mixture(adapter, data.config)):
+            for packed in pack([sizes[index] for index in some], 4096):
+                indices = [some[index] for index in packed]
+                losses = token_losses(adapter, data.valid_trunk, data.validation, indices)
+                total, count = total + losses.double().sum().item(), count + len(losses)
     return total / count

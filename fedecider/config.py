@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class RunConfig(BaseModel):
@@ -24,7 +24,9 @@ class RunConfig(BaseModel):
     domains: list[str] | None = Field(None, description="domains that take part; null: all")
 
     # Backbone
-    backbone: str = Field("smollm2-135m", description="hub id, folder, smollm2-135m or tiny")
+    backbone: str = Field(
+        "smollm2-135m", description="hub id, folder, smollm2-135m or tiny; @n: its first n blocks"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, ...")
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="of the frozen weights; auto: bf16 where the processor has it"
@@ -76,11 +78,35 @@ class RunConfig(BaseModel):
     alpha_sign: Literal["free", "nonnegative"] = Field("free", description="constraint on alpha")
     alpha_lr: float = Field(0.01, ge=0, description="Adam's learning rate of alpha")
     alpha_warmup: int = Field(0, ge=0, description="steps a round that train alpha alone, first")
+    uniform_weight: float = Field(
+        1.0, description="sum of the fixed weights where they are not learned (two ablations)"
+    )
+    noise: float = Field(
+        0.0, ge=0, description="Gaussian noise on a direction that is sent, as a share of its norm"
+    )
+
+    # Settings of single other methods
+    fedprox_mu: float = Field(0.01, ge=0, description="fedprox: weight of the proximal term")
+    sim_temperature: float = Field(
+        1.0, gt=0, description="lora-sim: temperature of the softmax over cosine similarities"
+    )
+    fellrec_alpha: float = Field(0.7, gt=0, description="fellrec: weight of others at the start")
+    fellrec_beta: float = Field(1.0, gt=0, description="fellrec: rounds of the warm-up")
+    dpa_weight: float = Field(
+        0.5, ge=0, le=1, description="feddpa: largest weight of the local LoRA at inference"
+    )
+    dpa_samples: int = Field(
+        5, ge=1, description="feddpa: training histories that an instance is compared with"
+    )
+    als_factors: list[int] = Field(
+        [16, 32, 64], description="als: numbers of factors among which validation chooses"
+    )
 
     # Ranking
     rankers: list[Literal["likelihood", "grounding", "trie"]] = Field(
         ["likelihood", "grounding"],
-        description="1 + 99 lists by likelihood, whole catalogue by grounding, by trie or by both",
+        description="1 + 99 lists by likelihood, whole catalogue by grounding, by trie or by both; "
+        "none: the run ends with its validation losses",
     )
     prompt_weights: list[float] = Field(
         [0.0, 0.25, 0.5, 0.75, 1.0],
@@ -89,12 +115,18 @@ class RunConfig(BaseModel):
     beams: int = Field(4, ge=1, description="beams of the title in grounding and in trie")
     title_tokens: int = Field(24, ge=1, description="longest generated title in grounding")
 
-    @field_validator("prompt_weights", "rankers", "targets")
+    @field_validator("prompt_weights", "targets", "als_factors")
     @classmethod
     def _not_empty(cls, value: list) -> list:
         if not value:
             raise ValueError("needs at least one entry")
         return value
+
+    @model_validator(mode="after")
+    def _noise_is_the_clients(self) -> "RunConfig":
+        if self.noise and self.send != "direction":
+            raise ValueError("noise is put on directions by the client: it needs send = direction")
+        return self
 
     def stored(self) -> dict:
         """As plain values for the run folder; paths without the machine's part."""

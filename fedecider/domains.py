@@ -44,6 +44,7 @@ class Domain:
     valid: dict[str, str]  # user_id -> item_id
     test: dict[str, str]
     negatives: dict[tuple[str, str], list[str]]  # (split, user_id) -> sampled unseen item_ids
+    folder: Path  # where it was read from
 
     def history(self, user: str, split: str) -> list[str]:
         """What precedes the user's item of this split: test also sees the validation item."""
@@ -99,7 +100,16 @@ def read_domain(folder: Path | str, **limits: int | None) -> Domain:
         valid=held["valid"],
         test=held["test"],
         negatives={(row.split, row.user_id): list(row.negatives) for row in listed.itertuples()},
+        folder=folder,
     )
+
+
+def interactions(folder: Path) -> pd.DataFrame:
+    """Training interactions of all users of a prepared domain: user_id, item_id, sorted."""
+    table = _table(folder / "splits.parquet", _TABLES["splits"])
+    rows = table.to_table(["user_id", "item_id", "position"], filter=ds.field("split") == "train")
+    rows = rows.sort_by([("user_id", "ascending"), ("position", "ascending")])
+    return rows.select(["user_id", "item_id"]).to_pandas()
 
 
 def _table(path: Path, columns: list[str]) -> ds.Dataset:

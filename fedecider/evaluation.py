@@ -9,31 +9,58 @@ from fedecider.cache import Prompts
 from fedecider.client import ClientData, ClientModel, entered
 from fedecider.trunk import Trunk
 
+_COLUMNS = ["domain", "method", "protocol", "ranker", "user_id", "rank"]
 
-def evaluate(data: ClientData, model: ClientModel, adapter: Adapter, method: str):
-    """Ranks of every test user by every configured ranker, and the weight that validation chose.
+
+def evaluate(data: ClientData, model: ClientModel, adapter: Adapter, method):
+    """Ranks of every test user by every configured ranker, and the choices made on validation.
 
     Returns a frame (domain, method, protocol, ranker, user_id, rank) and a dict of choices. The
     popularity line is in the frame as method and ranker "popularity", for the same users.
     """
     config = data.config
-    users = data.test_users
+    protocols = ["sampled"] if "likelihood" in config.rankers else []
+    protocols += ["catalogue"] if {"grounding", "trie"} & set(config.rankers) else []
+    chosen: dict = {}
+    found = [
+        _frame(data, "popularity", protocol, "popularity", data.test_users, ranks)
+        for protocol in protocols
+        for ranks in [ranking.popularity_ranks(data.domain, data.test_users, protocol)]
+    ]
+    if not method.language_model and protocols:
+        from fedecider import collaborative  # its library is slow to load
+
+        frame, chosen = collaborative.frame(data.domain, config.als_factors, config.seed, protocols)
+        found.append(frame)
+    elif "likelihood" in config.rankers:
+        weight, ranks = likelihood_ranks(data, model, adapter, method)
+        chosen["prompt_weight"] = weight
+        found.append(_frame(data, method.name, "sampled", "likelihood", data.test_users, ranks))
+    if method.language_model and "catalogue" in protocols:
+        for users, served in method.served(data, model, adapter, "test"):
+            for ranker, ranks in catalogue_ranks(data, served, adapter, users).items():
+                found.append(_frame(data, method.name, "catalogue", ranker, users, ranks))
+    empty = pd.DataFrame({column: pd.Series(dtype=str) for column in _COLUMNS})
+    return pd.concat(found, ignore_index=True) if found else empty.astype({"rank": int}), chosen
+
+
+def _frame(data: ClientData, method: str, protocol: str, ranker: str, users, ranks):
+    rows = [
+        (data.name, method, protocol, ranker, user, int(rank))
+        for user, rank in zip(users, ranks, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def catalogue_ranks(data: ClientData, model: ClientModel, adapter: Adapter, users: list[str]):
+    """Ranks of the given test users in the whole catalogue, by each configured ranker."""
+    config = data.config
     items = data.domain.items.index
     titles = [data.catalogue.tokens[item] for item in items]
     targets = [items.get_loc(data.domain.test[user]) for user in users]
     asked = [data.catalogue.prompt(user, "test", config.history) for user in users]
-    rows, chosen = [], {}
-
-    def note(method: str, protocol: str, ranker: str, ranks) -> None:
-        for user, rank in zip(users, ranks, strict=True):
-            rows.append((data.name, method, protocol, ranker, user, int(rank)))
-
+    ranks = {}
     with entered(model.mixture(adapter, config)):
-        if "likelihood" in config.rankers:
-            weight, ranks = likelihood_ranks(data, adapter)
-            chosen["prompt_weight"] = weight
-            note(method, "sampled", "likelihood", ranks)
-            note("popularity", "sampled", "popularity", _popularity(data, "sampled"))
         if "grounding" in config.rankers:
             generated = ranking.generate_titles(
                 adapter,
@@ -47,50 +74,61 @@ def evaluate(data: ClientData, model: ClientModel, adapter: Adapter, method: str
             prompts = Prompts(adapter.backbone, asked, adapter.first, f"{data.name} prompts")
             root = trie.build(titles, data.form.end)
             found = trie.search(adapter, root, prompts, config.beams, f"{data.name} trie")
-            note(method, "catalogue", "trie", trie.ranks(found, targets, len(items)))
+            ranks["trie"] = trie.ranks(found, targets, len(items))
     if "grounding" in config.rankers:
         # Outside the mixture: titles are embedded by the untuned base.
         catalogue = ranking.embed_titles(adapter, titles, cached=True)
         embedded = ranking.embed_titles(adapter, generated, cached=False)
         place = adapter.backbone.device if adapter.backbone.device.type == "cuda" else "cpu"
-        found = ranking.grounding_ranks(embedded, catalogue, targets, place)
-        note(method, "catalogue", "grounding", found)
-    if {"grounding", "trie"} & set(config.rankers):
-        note("popularity", "catalogue", "popularity", _popularity(data, "catalogue"))
-    columns = ["domain", "method", "protocol", "ranker", "user_id", "rank"]
-    return pd.DataFrame(rows, columns=columns), chosen
+        ranks["grounding"] = ranking.grounding_ranks(embedded, catalogue, targets, place)
+    return ranks
 
 
-def _popularity(data: ClientData, protocol: str) -> list[int]:
-    return ranking.popularity_ranks(data.domain, data.test_users, protocol)
-
-
-def likelihood_ranks(data: ClientData, adapter: Adapter) -> tuple[float, list[int]]:
+def likelihood_ranks(
+    data: ClientData, model: ClientModel, adapter: Adapter, method
+) -> tuple[float, list[int]]:
     """Weight of the empty-prompt correction chosen on validation, and the ranks on test with it."""
     config, catalogue = data.config, data.catalogue
-    splits = {"valid": data.valid_users, "test": data.test_users}
-    listed = {
-        split: [catalogue.candidates(user, split) for user in users]
-        for split, users in splits.items()
+    lists = {
+        split: {user: catalogue.candidates(user, split) for user in users}
+        for split, users in (("valid", data.valid_users), ("test", data.test_users))
     }
-    prior = None
-    if any(config.prompt_weights):
-        items = sorted({item for lists in listed.values() for some in lists for item in some})
-        trees = ranking.empty_prompt_trees(catalogue, items)
-        trunk = Trunk(adapter.backbone, trees, adapter.first, f"{data.name} empty-prompt states")
-        values = ranking.branch_scores(adapter, trunk, data.form.end, f"{data.name} empty prompt")
-        prior = pd.Series(np.concatenate(values), index=items)
-    scores, empty = {}, {}
-    for split, users in splits.items():
-        trees = ranking.candidate_trees(catalogue, users, split, config.history)
-        trunk = Trunk(adapter.backbone, trees, adapter.first, f"{data.name} {split} list states")
-        scores[split] = ranking.branch_scores(
-            adapter, trunk, data.form.end, f"{data.name} {split} lists"
-        )
-        empty[split] = [
-            np.zeros(len(some)) if prior is None else prior.loc[some].to_numpy()
-            for some in listed[split]
-        ]
+    items = sorted({item for users in lists.values() for some in users.values() for item in some})
+    scores: dict[str, list[np.ndarray]] = {}
+    empty: dict[str, list[np.ndarray]] = {}
+    known: list[tuple[ClientModel, pd.Series | None]] = []  # most methods serve all users alike
+    for split, listed in lists.items():
+        found, prior = {}, {}
+        for users, served in method.served(data, model, adapter, split):
+            with entered(served.mixture(adapter, config)):
+                if not any(one is served for one, _ in known):
+                    known.append((served, _empty_prompt_scores(data, adapter, items)))
+                scored = _list_scores(data, adapter, users, split)
+            alone = next(values for one, values in known if one is served)
+            found |= dict(zip(users, scored, strict=True))
+            prior |= {
+                user: np.zeros(len(listed[user])) if alone is None else alone.loc[listed[user]]
+                for user in users
+            }
+        scores[split] = [found[user] for user in listed]
+        empty[split] = [np.asarray(prior[user]) for user in listed]
     weight = ranking.choose_weight(scores["valid"], empty["valid"], config.prompt_weights)
     pairs = zip(scores["test"], empty["test"], strict=True)
     return weight, [ranking.rank_of(ranking.correct(s, e, weight), 0) for s, e in pairs]
+
+
+def _list_scores(data: ClientData, adapter: Adapter, users: list[str], split: str):
+    trees = ranking.candidate_trees(data.catalogue, users, split, data.config.history)
+    trunk = Trunk(adapter.backbone, trees, adapter.first, f"{data.name} {split} list states")
+    label = f"{data.name} {split} lists"
+    return ranking.branch_scores(adapter, trunk, data.form.end, label)
+
+
+def _empty_prompt_scores(data: ClientData, adapter: Adapter, items: list[str]):
+    """Mean log p of each item's title behind the empty prompt; None where no weight asks for it."""
+    if not any(data.config.prompt_weights):
+        return None
+    trees = ranking.empty_prompt_trees(data.catalogue, items)
+    trunk = Trunk(adapter.backbone, trees, adapter.first, f"{data.name} empty-prompt states")
+    values = ranking.branch_scores(adapter, trunk, data.form.end, f"{data.name} empty prompt")
+    return pd.Series(np.concatenate(values), index=items)

@@ -4,6 +4,7 @@ The server sees only what goes through `wire`. A run can be killed at any moment
 goes on from the last finished round and ends with the same numbers.
 """
 
+import copy
 import json
 import math
 import os
@@ -18,17 +19,21 @@ from tqdm import tqdm
 from fedecider import runs, wire
 from fedecider.adapter import Adapter, Factors
 from fedecider.backbone import Backbone, load, pick_device
-from fedecider.client import Client, ClientData, ClientModel, train, validation_loss
+from fedecider.client import Client, ClientData, ClientModel, PooledData, train, validation_loss
 from fedecider.config import RunConfig
-from fedecider.direction import LowRank, norm
+from fedecider.direction import LowRank
 from fedecider.domains import SPLITS, data_digest, read_domains
 from fedecider.evaluation import evaluate
+from fedecider.gram import cosines, gram, norms
+from fedecider.memory import forget_peak, peak
 from fedecider.methods import METHODS
 from fedecider.sequences import make_form
 from fedecider.trunk import prune
 
 # Settings that may change between a start and a resumption without changing a number.
 _PLACES = ("data", "folder")
+# What is noted every round; attributes of a federation and files of its folder.
+_TABLES = ("rounds", "alphas", "geometry")
 
 
 def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
@@ -101,8 +106,9 @@ class Federation:
             name: (pair.B.shape[0], pair.A.shape[1]) for name, pair in adapter.initial.items()
         }
         self.events = runs.Events(self.folder / "events.jsonl")
-        self.rows: list[dict] = []
+        self.rounds: list[dict] = []
         self.alphas: list[dict] = []
+        self.geometry: list[dict] = []
 
     def run(self) -> None:
         """All rounds that are left, then the evaluation."""
@@ -136,8 +142,49 @@ class Federation:
                 self._round(number, bar)
 
     def _round(self, number: int, bar: tqdm) -> None:
-        rows = {}
+        rows = self._train(number, bar)
+        geometry = self._note_geometry(number)
+        up, down = self._exchange(number)
         for client in self.clients:
+            # The model as the client would use it after this round.
+            loss = validation_loss(client, self.adapter, self.method)
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"validation loss of {client.name} is {loss} after round {number}: "
+                    f"the learning rate {self.config.lr:g} may be too high"
+                )
+            if loss < client.best_loss:
+                client.best, client.best_loss = copy.copy(client.model), loss
+                client.best_round = number
+            trained = rows[client.name]
+            row = {
+                "round": number,
+                "client": client.name,
+                "train_loss": trained["train_loss"],
+                "valid_loss": loss,
+                "bytes_up": up.get(client.name, 0),
+                "bytes_down": down.get(client.name, 0),
+                "seconds": round(trained["seconds"], 3),
+                "update_norm": geometry[client.name],
+                "steps": trained["steps"],
+                "memory": round(trained["memory"], 1),
+            }
+            self.rounds.append(row)
+            self.events.append("client", **row)
+            self._note_alphas(client, number)
+        # Before the state: a kill in between leaves an event that resuming drops, never a gap.
+        self.events.append("round", round=number, time=_now())
+        self._save(number)
+
+    def _train(self, number: int, bar: tqdm) -> dict[str, dict]:
+        """Local training of every client, or of one model on the data of all; a row a client."""
+        rows: dict[str, dict] = {}
+        pooled = []
+        if self.method.pooled:
+            data = PooledData([client.data for client in self.clients])
+            pooled = [Client(data, self.clients[0].model, label=self.method.name)]
+        for client in pooled or self.clients:
+            forget_peak()
             begin = time.perf_counter()
             self.method.begin(client, number)
 
@@ -145,61 +192,56 @@ class Federation:
                 bar.update(tokens)
                 bar.set_postfix_str(f"round {number} {name} loss {loss:.3f}", refresh=False)
 
-            rows[client.name] = train(client, self.adapter, self.method, number, progress)
-            rows[client.name]["seconds"] = time.perf_counter() - begin
-        up, down = self._exchange(number)
-        for client in self.clients:
-            row = rows[client.name]
-            # The model as the client would use it after this round.
-            loss = validation_loss(client, self.adapter)
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"validation loss of {client.name} is {loss} after round {number}: "
-                    f"the learning rate {self.config.lr:g} may be too high"
-                )
-            if loss < client.best_loss:
-                client.best, client.best_loss = _copied(client.model), loss
-                client.best_round = number
-            own = self.adapter.updates(client.model.factors)
-            row = {
-                "round": number,
-                "client": client.name,
-                "train_loss": row["train_loss"],
-                "valid_loss": loss,
-                "bytes_up": up.get(client.name, 0),
-                "bytes_down": down.get(client.name, 0),
-                "seconds": round(row["seconds"], 3),
-                "update_norm": sum(norm(update).item() ** 2 for update in own.values()) ** 0.5,
-            }
-            self.rows.append(row)
-            self.events.append("client", **row)
-            self._note_alphas(client, number)
-        # Before the state: a kill in between leaves an event that resuming drops, never a gap.
-        self.events.append("round", round=number, time=_now())
-        self._save(number)
+            row = train(client, self.adapter, self.method, number, progress)
+            row |= {"seconds": time.perf_counter() - begin, "memory": peak()}
+            rows[client.name] = row
+        if pooled:
+            rows = {client.name: row for client in self.clients}
+            for client in self.clients:
+                client.model = copy.copy(pooled[0].model)
+        return rows
+
+    def _note_geometry(self, number: int) -> dict[str, float]:
+        """Norms and cosines of all updates as trained; returns each client's norm over all layers.
+
+        For the figures alone: a simulation sees all clients, and no method does.
+        """
+        names = [client.name for client in self.clients]
+        products = gram([self.adapter.updates(client.model.factors) for client in self.clients])
+        sizes, similar = norms(products), cosines(products)
+        for layer in products:
+            for i, client in enumerate(names):
+                for j, other in enumerate(names):
+                    row = {"round": number, "layer": layer, "client": client, "other": other}
+                    row |= {"cosine": similar[layer][i, j].item(), "norm": sizes[layer][i].item()}
+                    self.geometry.append(row)
+        whole = sum(size.double().square() for size in sizes.values()).sqrt()
+        return dict(zip(names, whole.tolist(), strict=True))
 
     def _exchange(self, number: int) -> tuple[dict[str, int], dict[str, int]]:
         """One round trip through the wire; bytes sent and received per client."""
-        method, up, down, uploads, weights = self.method, {}, {}, {}, {}
+        method, up, down, uploads, numbers = self.method, {}, {}, {}, {}
         precision = self.config.wire
         expected = {
             "whole": self.config.truncate is None,
             "precision": precision,
             "rank": self.config.rank,
+            "parts": method.shares(number),
         }
         for client in self.clients:
-            factors = method.upload(client, self.adapter)
+            factors = method.upload(client, self.adapter, number)
             if factors is not None:
-                examples = client.data.training.titles if method.sends_examples else None
-                payload = wire.encode(factors, examples, precision)
+                sent = {method.number_sent: method.number(client)} if method.number_sent else None
+                payload = wire.encode(factors, sent, precision)
                 up[client.name] = len(payload)
                 # From here on the server knows only the bytes.
                 uploads[client.name] = wire.decode(
                     payload, self.shapes, client.name, method.up_unit(), **expected
                 )
-                if method.sends_examples:
-                    weights[client.name] = wire.examples(payload, client.name)
-        downloads = method.aggregate(uploads, weights, number) if uploads else {}
+                if method.number_sent:
+                    name = method.number_sent
+                    numbers[client.name] = wire.number(payload, client.name, name)
+        downloads = method.aggregate(uploads, numbers, number) if uploads else {}
         for client in self.clients:
             received = {}
             for source, factors in sorted(downloads.get(client.name, {}).items()):
@@ -209,7 +251,7 @@ class Federation:
                     payload, self.shapes, source, method.down_unit(), **expected
                 )
             if received:
-                method.receive(client, received, self.adapter)
+                method.receive(client, received, self.adapter, number)
         return up, down
 
     def _note_alphas(self, client: Client, number: int) -> None:
@@ -242,10 +284,7 @@ class Federation:
         with runs.atomic(self.folder / "checkpoint" / name) as beside:
             save_file(tensors, beside)
         state["tensors"] = name
-        columns = [c for c in runs.COLUMNS["rounds"] if c not in ("dataset", "method", "seed")]
-        runs.write_csv(self.folder / "rounds.csv", pd.DataFrame(self.rows, columns=columns))
-        columns = ["round", "client", "source", "layer", "alpha"]
-        runs.write_csv(self.folder / "alphas.csv", pd.DataFrame(self.alphas, columns=columns))
+        self._write_tables()
         runs.write_json(self.folder / "checkpoint" / "state.json", state)
         for old in (self.folder / "checkpoint").glob("round-*.safetensors"):
             if old.name != name:
@@ -266,8 +305,9 @@ class Federation:
             incoming = _unflatten(tensors, f"{client.name}/incoming", stored["incoming"])
             client.incoming = incoming.foreign
         last = state["round"]
-        for name, rows in (("rounds", self.rows), ("alphas", self.alphas)):
+        for name in _TABLES:
             frame = pd.read_csv(self.folder / f"{name}.csv")
+            rows = getattr(self, name)
             rows += frame[frame["round"] <= last].to_dict("records")
         return last
 
@@ -277,7 +317,7 @@ class Federation:
         ranks, choices = [], {}
         begin = time.perf_counter()
         for client in tqdm(self.clients, desc=f"ranking {self.config.method}", unit="client"):
-            frame, chosen = evaluate(client.data, client.best, self.adapter, self.config.method)
+            frame, chosen = evaluate(client.data, client.best, self.adapter, self.method)
             ranks.append(frame)
             choices[client.name] = {**chosen, "best_round": client.best_round}
             self._save_adapter(client)
@@ -288,7 +328,7 @@ class Federation:
             ranks.to_parquet(beside, index=False)
         runs.write_csv(self.folder / "metrics.csv", metrics)
         if not self.method.rounds_needed:
-            self._empty_tables()
+            self._write_tables()
         result = {
             "config": self.config.stored(),
             "versions": runs.versions(),
@@ -299,20 +339,24 @@ class Federation:
         self.events.append("finished", time=result["finished"])
         runs.write_json(self.folder / "result.json", result)
 
-    def _empty_tables(self) -> None:
-        for name in ("rounds", "alphas"):
-            columns = [c for c in runs.COLUMNS[name] if c not in ("dataset", "method", "seed")]
-            runs.write_csv(self.folder / f"{name}.csv", pd.DataFrame(columns=columns))
+    def _write_tables(self) -> None:
+        for name in _TABLES:
+            known = ("dataset", "method", "seed", "run")  # from config.json and the folder
+            columns = [column for column in runs.COLUMNS[name] if column not in known]
+            runs.write_csv(
+                self.folder / f"{name}.csv", pd.DataFrame(getattr(self, name), columns=columns)
+            )
 
     def _save_adapter(self, client: Client) -> None:
-        """The chosen own LoRA as PEFT writes it, and the foreign directions and alpha beside it."""
+        """The chosen own LoRA as PEFT writes it, and what else the model has beside it."""
         folder = self.folder / "adapters" / client.name
         folder.mkdir(parents=True, exist_ok=True)
         self.adapter.load(client.best.factors)
         self.adapter.save(folder)
-        if any(client.best.foreign.values()):
+        best = client.best
+        if any(best.foreign.values()) or best.personal:
             tensors: dict[str, torch.Tensor] = {}
-            _flatten(tensors, "mixture", ClientModel({}, client.best.foreign, client.best.alpha))
+            _flatten(tensors, "mixture", ClientModel({}, best.foreign, best.alpha, best.personal))
             with runs.atomic(folder / "mixture.safetensors") as beside:
                 save_file(tensors, beside, {"sources": ",".join(sorted(client.best.foreign))})
 
@@ -321,15 +365,12 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _copied(model: ClientModel) -> ClientModel:
-    """Tensors of a model are replaced, never changed in place, so the containers suffice."""
-    return ClientModel(dict(model.factors), dict(model.foreign), model.alpha)
-
-
 def _flatten(tensors: dict[str, torch.Tensor], prefix: str, model: ClientModel | None) -> None:
     if model is None:
         return
     parts: dict[str, Factors] = {"own": model.factors}
+    if model.personal is not None:
+        parts["personal"] = model.personal
     parts |= {f"from {source}": factors for source, factors in model.foreign.items()}
     for label, factors in parts.items():
         for name, pair in factors.items():
@@ -346,6 +387,10 @@ def _unflatten(tensors: dict[str, torch.Tensor], prefix: str, sources: list[str]
         if key.startswith(f"{prefix}/") and key.endswith("/A"):
             label, name = key[len(prefix) + 1 : -2].split("/")
             pair = LowRank(tensors[f"{key[:-1]}B"], tensors[key])
-            own = label == "own"
-            (model.factors if own else model.foreign[label.removeprefix("from ")])[name] = pair
+            if label == "own":
+                model.factors[name] = pair
+            elif label == "personal":
+                model.personal = {**(model.personal or {}), name: pair}
+            else:
+                model.foreign[label.removeprefix("from ")][name] = pair
     return model

@@ -2,8 +2,10 @@
 
 config.json         every setting, as validated, and a digest of the data
 events.jsonl        one JSON line an event: start, client, round, evaluated, finished
-rounds.csv          one row a client and round: losses, bytes up and down, seconds, update norm
+rounds.csv          one row a client and round: losses, bytes up and down, seconds of training, norm
+                    of the update as trained, steps, peak memory (MiB) while it trained
 alphas.csv          one row a round, client, source and module
+geometry.csv        one row a round, module and pair of clients: norm and cosine of their updates
 checkpoint/         state after the last finished round (tensors and numbers)
 adapters/<client>/  the chosen model's own LoRA as PEFT saves it; mixture.safetensors beside it
 ranks.parquet       rank of every test user by every ranker
@@ -29,7 +31,8 @@ COLUMNS = {
     "ranks": [*_RUN, "domain", "protocol", "ranker", "user_id", "rank"],
     "alphas": [*_RUN, "round", "client", "source", "layer", "alpha"],
     "rounds": [*_RUN, "round", "client", "train_loss", "valid_loss", "bytes_up", "bytes_down"]
-    + ["seconds", "update_norm"],
+    + ["seconds", "update_norm", "steps", "memory", "run"],
+    "geometry": [*_RUN, "round", "layer", "client", "other", "cosine", "norm"],
 }
 
 
@@ -123,7 +126,7 @@ def _gather(folder: Path | str, name: str, read) -> pd.DataFrame:
         for column in reversed(_RUN):
             if column not in frame:
                 frame.insert(0, column, config[column])
-        if name == "metrics":
+        if "run" in COLUMNS[name]:
             frame["run"] = run.relative_to(folder).as_posix()
         frames.append(frame)
     frames = [frame for frame in frames if len(frame)]
@@ -159,6 +162,11 @@ def alphas(folder: Path | str) -> pd.DataFrame:
 def rounds(folder: Path | str) -> pd.DataFrame:
     """Losses, bytes and seconds per round and client, COLUMNS["rounds"]."""
     return _gather(folder, "rounds", lambda run: pd.read_csv(run / "rounds.csv"))
+
+
+def geometry(folder: Path | str) -> pd.DataFrame:
+    """Norms and cosines of the clients' updates in all finished runs, COLUMNS["geometry"]."""
+    return _gather(folder, "geometry", lambda run: pd.read_csv(run / "geometry.csv"))
 
 
 def configs(folder: Path | str) -> pd.DataFrame:

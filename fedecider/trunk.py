@@ -55,6 +55,23 @@ class Trunk:
         return torch.cat(parts)
 
 
+class Joined(Trunk):
+    """Several trunks of one model as one; nothing is copied."""
+
+    def __init__(self, trunks: Sequence[Trunk]):
+        self.backbone, self.first = trunks[0].backbone, trunks[0].first
+        self.trees = [tree for trunk in trunks for tree in trunk.trees]
+        self._owner = [(trunk, index) for trunk in trunks for index in range(len(trunk))]
+
+    def cat(self, indices: Sequence[int], forest: Forest) -> Tensor:
+        """States of the given trees, (T, width)."""
+        parts = []
+        for index, tree in zip(indices, forest.trees, strict=True):
+            trunk, place = self._owner[index]
+            parts.append(trunk.cat([place], Forest([tree])))
+        return torch.cat(parts)
+
+
 def states_key(backbone: Backbone, trees: list[Tree], first: int, kept: str) -> str:
     """Names states by their content: model, precision, block, tokens, and what is kept of them."""
     digest = hashlib.sha256(f"{_COMPUTED} {backbone.identity} {first} {kept}".encode())

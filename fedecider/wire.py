@@ -1,11 +1,14 @@
 """What travels between client and server: validated safetensors payloads, their bytes counted.
 
-Nothing else crosses. A payload is a flat dict of named tensors, `<module>.A` and `<module>.B`; a
-module without an update is absent. They travel as float32 or bfloat16, or as int8 with one scale a
-row of A and a column of B (a singular vector each, in canonical form), `<module>.scales` (2, r).
+Nothing else crosses. A payload is a flat dict of named tensors, `<module>.A` and `<module>.B` or
+one of the two; a module without an update is absent. They travel as float32 or bfloat16, or as int8
+with one scale a row of A and a column of B (a singular vector each, in canonical form),
+`<module>.scales` (parts, r). A method may send single numbers along (of training targets, say) in
+the payload's header.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -28,26 +31,36 @@ class PayloadError(ValueError):
 
 
 def encode(
-    factors: Mapping[str, LowRank], examples: int | None = None, precision: Precision = "float32"
+    factors: Mapping[str, LowRank],
+    numbers: Mapping[str, float] | None = None,
+    precision: Precision = "float32",
 ) -> bytes:
     """Factors per module to bytes; equal factors give equal bytes.
 
-    `examples`, the number of training targets, goes along where a method weights by it. Raises
-    ValueError for an unknown precision.
+    A part of a pair that is None stays at home. `numbers` go along by name. Raises ValueError for
+    an unknown precision.
     """
     if precision not in get_args(Precision):
         known = ", ".join(get_args(Precision))
         raise ValueError(f"precision must be one of {known}, got {precision!r}")
     tensors = {}
     for name in sorted(factors):
-        B, A = (tensor.detach().to("cpu", torch.float32) for tensor in factors[name])
-        if precision == "int8":
-            (B, b), (A, a) = _quantised(B, 0), _quantised(A, 1)
-            tensors[f"{name}.scales"] = torch.stack([b, a])
-        else:
-            B, A = (tensor.to(getattr(torch, precision)) for tensor in (B, A))
-        tensors |= {f"{name}.A": A.contiguous(), f"{name}.B": B.contiguous()}
-    return save(tensors, None if examples is None else {"examples": str(examples)})
+        scales = []
+        for part, dim in (("B", 0), ("A", 1)):
+            tensor = getattr(factors[name], part)
+            if tensor is None:
+                continue
+            tensor = tensor.detach().to("cpu", torch.float32)
+            if precision == "int8":
+                tensor, scale = _quantised(tensor, dim)
+                scales.append(scale)
+            else:
+                tensor = tensor.to(getattr(torch, precision))
+            tensors[f"{name}.{part}"] = tensor.contiguous()
+        if scales:
+            tensors[f"{name}.scales"] = torch.stack(scales)
+    header = {key: repr(value) for key, value in sorted((numbers or {}).items())}
+    return save(tensors, header or None)
 
 
 def _quantised(tensor: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -57,16 +70,16 @@ def _quantised(tensor: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return steps.round().to(torch.int8), scale
 
 
-def examples(payload: bytes, sender: str) -> int:
-    """The number of training targets in a payload, or PayloadError."""
+def number(payload: bytes, sender: str, name: str) -> float:
+    """The number of that name in a payload, finite and positive, or PayloadError."""
     try:
         length = int.from_bytes(payload[:8], "little")
-        count = int(json.loads(payload[8 : 8 + length])["__metadata__"]["examples"])
+        value = float(json.loads(payload[8 : 8 + length])["__metadata__"][name])
     except (ValueError, KeyError, TypeError) as error:
-        raise PayloadError(f"payload of {sender} does not tell its number of examples") from error
-    if count < 1:
-        raise PayloadError(f"payload of {sender} tells {count} examples, expected at least 1")
-    return count
+        raise PayloadError(f"payload of {sender} does not tell its {name}") from error
+    if not (math.isfinite(value) and value > 0):
+        raise PayloadError(f"payload of {sender} tells {name} {value:g}, expected more than 0")
+    return value
 
 
 def decode(
@@ -77,14 +90,15 @@ def decode(
     whole: bool = True,
     precision: Precision = "float32",
     rank: int | None = None,
+    parts: str = "AB",
 ) -> dict[str, LowRank]:
     """Bytes to float32 factors per module, or PayloadError.
 
     `shapes` gives (d_out, d_in) of every module that may occur, `rank` the largest rank that is
-    expected; `unit` names the norm kind of which each must be a direction: its norm ("column": its
-    largest) is 1, or less if it is not `whole` but truncated.
+    expected, `parts` which of A and B (the other is None); `unit` names the norm kind of which each
+    must be a direction: its norm ("column": its largest) is 1, or less if it is not `whole` but
+    truncated.
     """
-    expected = getattr(torch, precision)
     try:
         tensors = load(payload)
     except Exception as error:
@@ -94,27 +108,11 @@ def decode(
     for name in names:
         if name not in shapes:
             raise PayloadError(f"payload of {sender} names {name!r}, not an adapted module")
-        pair = LowRank(*(tensors.pop(f"{name}.{part}", None) for part in ("B", "A")))
-        for part, tensor in pair._asdict().items():
-            if tensor is None:
-                raise PayloadError(f"payload of {sender} lacks {name}.{part}")
-            if tensor.dtype != expected:
-                raise PayloadError(f"{name}.{part} of {sender} is {tensor.dtype}, not {precision}")
-            if not torch.isfinite(tensor).all():
-                raise PayloadError(f"{name}.{part} of {sender} is not finite")
-        d_out, d_in = shapes[name]
-        fits = pair.B.ndim == pair.A.ndim == 2 and pair.B.shape[1] == pair.A.shape[0]
-        if not fits or pair.B.shape[0] != d_out or pair.A.shape[1] != d_in:
-            raise PayloadError(
-                f"{name} of {sender} has B {tuple(pair.B.shape)} and A {tuple(pair.A.shape)}, "
-                f"expected ({d_out}, r) and (r, {d_in})"
-            )
-        if rank is not None and pair.rank > rank:
-            raise PayloadError(f"{name} of {sender} has rank {pair.rank}, at most {rank} expected")
-        if precision == "int8":
-            pair = _restored(pair, tensors.pop(f"{name}.scales", None), name, sender)
-        pair = pair.to(torch.float32)
-        size = norm(pair, unit or "frobenius").max().item()
+        pair = _taken(tensors, name, sender, shapes[name], precision, rank, parts)
+        if any(part is None for part in pair):
+            size = max(torch.linalg.matrix_norm(part).item() for part in pair if part is not None)
+        else:
+            size = norm(pair, unit or "frobenius").max().item()
         if size > _LARGEST_NORM:
             raise PayloadError(
                 f"{name} of {sender} has norm {size:.4g}, at most {_LARGEST_NORM:g} expected"
@@ -132,13 +130,49 @@ def decode(
     return factors
 
 
-def _restored(pair: LowRank, scales: Tensor | None, name: str, sender: str) -> LowRank:
-    """Factors of an int8 payload times their scales."""
+def _taken(
+    tensors: dict[str, Tensor],
+    name: str,
+    sender: str,
+    shape: tuple[int, int],
+    precision: Precision,
+    rank: int | None,
+    parts: str,
+) -> LowRank:
+    """A module's factors out of the payload's tensors, each checked, in float32."""
+    expected = getattr(torch, precision)
+    found: dict[str, Tensor | None] = {"B": None, "A": None}
+    for part in (one for one in ("B", "A") if one in parts):
+        tensor = found[part] = tensors.pop(f"{name}.{part}", None)
+        if tensor is None:
+            raise PayloadError(f"payload of {sender} lacks {name}.{part}")
+        if tensor.dtype != expected:
+            raise PayloadError(f"{name}.{part} of {sender} is {tensor.dtype}, not {precision}")
+        if not torch.isfinite(tensor).all():
+            raise PayloadError(f"{name}.{part} of {sender} is not finite")
+    (d_out, d_in), (B, A) = shape, found.values()
+    fits = all(part is None or part.ndim == 2 for part in (B, A))
+    fits = fits and (B is None or B.shape[0] == d_out) and (A is None or A.shape[1] == d_in)
+    if not fits or (B is not None and A is not None and B.shape[1] != A.shape[0]):
+        given = " and ".join(f"{k} {tuple(v.shape)}" for k, v in found.items() if v is not None)
+        raise PayloadError(f"{name} of {sender} has {given}, expected ({d_out}, r) and (r, {d_in})")
+    size = A.shape[0] if A is not None else B.shape[1]
+    if rank is not None and size > rank:
+        raise PayloadError(f"{name} of {sender} has rank {size}, at most {rank} expected")
+    if precision == "int8":
+        scales = _scales(tensors.pop(f"{name}.scales", None), len(parts), size, name, sender)
+        B = None if B is None else B * scales[0]
+        A = None if A is None else A * scales[-1][:, None]
+    return LowRank(*(None if part is None else part.to(torch.float32) for part in (B, A)))
+
+
+def _scales(scales: Tensor | None, parts: int, rank: int, name: str, sender: str) -> Tensor:
+    """The scales of an int8 payload, a row for B and a row for A, whichever travel."""
     if scales is None:
         raise PayloadError(f"payload of {sender} lacks {name}.scales")
-    fits = scales.dtype == torch.float32 and scales.shape == (2, pair.rank)
+    fits = scales.dtype == torch.float32 and scales.shape == (parts, rank)
     if not fits or not (torch.isfinite(scales).all() and (scales >= 0).all()):
         raise PayloadError(
-            f"{name}.scales of {sender} must be (2, {pair.rank}) float32, finite and not negative"
+            f"{name}.scales of {sender} must be ({parts}, {rank}) float32, finite and not negative"
         )
-    return LowRank(pair.B * scales[0], pair.A * scales[1][:, None])
+    return scales

@@ -1,131 +1,54 @@
-"""A preset, validated, and the ordered list of stages that it asks for."""
+"""The ordered list of stages that a preset asks for."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ValidationError
 
 import data_prep
 from data_prep import planted
 from fedecider.config import RunConfig
 from fedecider.methods import METHODS
+from notebooks.preset import Dataset, Preset, first, given, load
 from notebooks.stages import Stage, StageError
 
-# In the order of the report, after the tables: notebook and further parameters. The two protocols
-# are never put into one picture.
-_FIGURES: tuple[tuple[str, dict[str, str]], ...] = (
-    ("figure_1_local_vs_fedavg", {"protocol": "catalogue"}),
-    ("figure_1_local_vs_fedavg", {"protocol": "sampled"}),
-    ("figure_4_alpha_heatmap", {}),
-    ("figure_5_alpha_convergence", {}),
-)
+__all__ = ["Dataset", "Preset", "given", "load", "stages"]
+
 # The paper's data sets have notebooks of their own, which serve others too.
 _TABLES = {"goodreads": "table_2_goodreads", "amazon": "table_3_amazon"}
 
-_BUILT_IN = ("smollm2-135m", "tiny")  # names of fedecider.backbone, never folders
+
+@dataclass(frozen=True)
+class Shown:
+    """A notebook of the report: its parameters beyond results and dataset, and what it writes."""
+
+    notebook: str
+    more: tuple[tuple[str, str], ...] = ()
+    files: str = "figures/{name}.*"  # {name}: that of the stage
+    model: bool = False  # whether it loads the backbone and reads the prepared data
+    once: bool = False  # for all data sets together
+    seconds: float = 8.0
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Dataset(_Strict):
-    """One data set of a preset."""
-
-    kind: Literal["goodreads", "amazon", "plain", "planted"] = Field(
-        description="format of the raw files, a field of data_prep.Settings"
-    )
-    source: str | None = Field(
-        None, description="folder of the raw files, relative to the repository; null: must be given"
-    )
-    methods: list[str] | None = Field(None, description="instead of the preset's")
-    prepare: dict = Field({}, description="fields of data_prep.Settings, over the preset's")
-    federation: dict = Field({}, description="fields of RunConfig, over the preset's")
-
-
-class Preset(_Strict):
-    """What one `make reproduce` runs."""
-
-    about: str = Field(description="a sentence for the report")
-    datasets: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")], Dataset] = (
-        Field(min_length=1, description="by name, which is that of folders, tables and figures")
-    )
-    methods: list[str] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1)
-    backbone: str | None = Field(None, description="null: must be given with MODEL=")
-    prepare: dict = Field({}, description="fields of data_prep.Settings for every data set")
-    federation: dict = Field({}, description="fields of RunConfig for every run")
-
-
-def load(name: str, root: Path) -> Preset:
-    """The preset of that name, or of that YAML file; StageError in one sentence if it is unfit."""
-    folder = root / "notebooks" / "presets"
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise StageError(f"no preset {name!r}: it is one of {known}, or a path to a .yaml file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise StageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise StageError(f"{path}: expected a table of {', '.join(Preset.model_fields)}")
-    try:
-        return Preset(**content)
-    except ValidationError as error:
-        raise StageError(f"{path}: {_first(error)}") from error
-
-
-def given(
-    preset: Preset,
-    name: str,
-    root: Path,
-    goodreads: str | None = None,
-    amazon: str | None = None,
-    model: str | None = None,
-    only: list[str] | None = None,
-) -> Preset:
-    """The preset with what the user gave put in, complete; StageError if something is missing."""
-    unknown = sorted(set(only or []) - set(preset.datasets))
-    if unknown:
-        raise StageError(f"preset {name} has no data set {unknown[0]!r}: {_list(preset.datasets)}")
-    folders = {"goodreads": goodreads, "amazon": amazon}
-    datasets = {}
-    for dataset, entry in preset.datasets.items():
-        folder, variable = folders.get(dataset), dataset.upper()
-        if only and dataset not in only:
-            continue
-        if entry.kind == "planted":
-            if folder:
-                raise StageError(
-                    f"preset {name} makes its own {dataset} data and cannot use {variable}={folder}"
-                    "; PRESET=paper reads published dumps"
-                )
-            datasets[dataset] = entry
-            continue
-        if not (folder or entry.source):
-            if dataset not in folders:
-                raise StageError(f"preset {name} names no source, the folder of {dataset}'s files")
-            raise StageError(
-                f"preset {name} needs {variable}=<folder with the published {dataset} dumps>"
-            )
-        place = Path(folder).expanduser() if folder else root / Path(entry.source).expanduser()
-        place = Path(os.path.abspath(place))
-        if not place.is_dir():
-            other = not folder and dataset in folders
-            instead = f"; name another with {variable}=<folder>" if other else ""
-            raise StageError(
-                f"preset {name} reads {dataset} from {place}, but there is no such folder{instead}"
-            )
-        datasets[dataset] = entry.model_copy(update={"source": str(place)})
-    backbone = model or preset.backbone
-    if not backbone:
-        raise StageError(f"preset {name} needs MODEL=<hub id or folder of a causal language model>")
-    if backbone not in _BUILT_IN and Path(backbone).expanduser().is_dir():
-        backbone = os.path.abspath(Path(backbone).expanduser())  # notebooks run in another folder
-    return preset.model_copy(update={"datasets": datasets, "backbone": backbone})
+# In the order of the report, after the main tables. The two protocols never share a picture.
+_FIGURES: tuple[Shown, ...] = (
+    Shown("figure_1_local_vs_fedavg", (("protocol", "catalogue"),)),
+    Shown("figure_1_local_vs_fedavg", (("protocol", "sampled"),)),
+    Shown("figure_2_scale_noise"),
+    Shown("figure_3_overview"),
+    Shown("figure_4_alpha_heatmap", model=True, seconds=25),
+    Shown("figure_5_alpha_convergence"),
+    Shown("figure_6_sensitivity"),
+    Shown("figure_7_quality_vs_bytes"),
+    Shown("table_1_datasets", files="tables/{name}.*", once=True),
+    Shown("table_4_ablations", files="tables/{name}.*"),
+    Shown("table_5_communication", files="tables/{name}.*"),
+    Shown("table_6_privacy", files="tables/{name}*.*", model=True, seconds=60),
+    Shown("table_7_backbones", files="tables/{name}.*"),
+    Shown("table_8_theory", files="tables/{name}*.*", model=True, seconds=60),
+    Shown("table_9_cost", files="tables/{name}.*"),
+)
 
 
 def stages(preset: Preset, results: Path, root: Path) -> list[Stage]:
@@ -137,31 +60,23 @@ def stages(preset: Preset, results: Path, root: Path) -> list[Stage]:
     where = {"results": os.path.relpath(results, root / "notebooks")}
     if not results.is_relative_to(root):
         where = {"results": str(results)}
-    prepared, runs = [], []
-    for dataset, entry in preset.datasets.items():
-        prepared.append(_prepare(preset, dataset, entry, where))
+    plan = _Plan(preset, where, root)
+    prepared = [plan.prepare(dataset, entry) for dataset, entry in preset.datasets.items()]
+    searches = plan.searches()
     # Seed by seed over all data sets: what there is after an hour is one seed of everything.
-    for seed in preset.seeds:
-        for dataset, entry in preset.datasets.items():
-            for method in entry.methods or preset.methods:
-                # What does not train has no seed: one run of it serves all.
-                if (
-                    seed != preset.seeds[0]
-                    and method in METHODS
-                    and not METHODS[method].rounds_needed
-                ):
-                    continue
-                runs.append(_run(preset, dataset, entry, method, seed, where, root))
+    runs = [run for seed in preset.seeds for run in plan.runs(seed)]
+    sweeps = plan.sweeps()
     tables = [
-        _table(dataset, _TABLES[_served_by(dataset, entry)], runs, where)
+        plan.table(dataset, _TABLES[_served_by(dataset, entry)], [*runs, *sweeps])
         for dataset, entry in preset.datasets.items()
     ]
     figures = [
-        _figure(preset, notebook, dataset, runs, where, **more)
-        for notebook, more in _FIGURES
-        for dataset in preset.datasets
+        plan.figure(shown, datasets, [*runs, *sweeps])
+        for shown in _FIGURES
+        if preset.shown is None or any(shown.notebook.startswith(f"{one}_") for one in preset.shown)
+        for datasets in ([list(preset.datasets)] if shown.once else [[d] for d in preset.datasets])
     ]
-    return [*prepared, *runs, *tables, *figures]
+    return [*prepared, *searches, *runs, *sweeps, *tables, *figures]
 
 
 def _served_by(dataset: str, entry: Dataset) -> str:
@@ -169,105 +84,206 @@ def _served_by(dataset: str, entry: Dataset) -> str:
     return dataset if dataset in _TABLES else "amazon" if entry.kind == "amazon" else "goodreads"
 
 
-def _prepare(preset: Preset, dataset: str, entry: Dataset, where: dict) -> Stage:
-    settings = {**preset.prepare, **entry.prepare}
-    _refuse(settings, {"kind"}, f"prepare settings of {dataset}")
-    try:
-        data_prep.Settings(kind=entry.kind, **settings)
-    except ValidationError as error:
-        raise StageError(f"prepare settings of {dataset}: {_first(error)}") from error
-    generated = entry.kind == "planted"
-    if generated and dataset not in planted.DATASETS:
-        known = " and ".join(planted.DATASETS)
-        raise StageError(f"{dataset} cannot be of kind planted: that makes {known} dumps")
-    return Stage(
-        name=f"prepare_{dataset}",
-        notebook=f"prepare_{_served_by(dataset, entry)}",
-        parameters={"dataset": dataset, "kind": entry.kind, "settings": settings},
-        unkeyed={**where, "source": entry.source or ""},
-        sources=() if generated else (Path(entry.source),),
-        outputs=(f"data/{dataset}/*/*",),
-        # The planted dumps are made by the same stage, so a change of the generator's code must
-        # not find the dumps of its older self.
-        clears=(f"data/{dataset}", *(("dumps",) if generated else ())),
-        seconds=20,
-    )
+@dataclass(frozen=True)
+class _Plan:
+    """Makes the stages of one preset; `where` is the parameter that says where results lie."""
 
+    preset: Preset
+    where: dict
+    root: Path
 
-def _run(
-    preset: Preset, dataset: str, entry: Dataset, method: str, seed: int, where: dict, root: Path
-) -> Stage:
-    settings = {"backbone": preset.backbone, **preset.federation, **entry.federation}
-    run = f"runs/{dataset}/{method}-seed{seed}"
-    label = f"federation settings of {dataset}"
-    _refuse(settings, {"data", "folder", "dataset", "method", "seed"}, label)
-    try:
-        RunConfig(data="data", folder=run, dataset=dataset, method=method, seed=seed, **settings)
-    except ValidationError as error:
-        raise StageError(f"{label}: {_first(error)}") from error
-    # A method in a file of its own depends on that file (and what it imports), not on the others.
-    own = root / "fedecider" / "methods" / f"{method.replace('-', '_')}.py"
-    chosen = {"fedecider.methods": f"fedecider.methods.{own.stem}"} if own.is_file() else {}
-    return Stage(
-        name=f"run_federation-{dataset}-{method}-seed{seed}",
-        notebook="run_federation",
-        parameters={"dataset": dataset, "method": method, "seed": seed, "settings": settings},
-        unkeyed=where,
-        inputs=(f"data/{dataset}/**/*",),
-        sources=_model_folder(preset),
-        outputs=(f"{run}/result.json", f"{run}/metrics.csv", f"{run}/*"),
-        clears=(run,),
-        chosen=chosen,
-        # By hand the notebook prepares missing data; here the data are there and are its input.
-        packages=("fedecider",),
-        needs=(f"prepare_{dataset}",),
-        seconds=45 if method == "zero-shot" else 120,
-    )
+    def prepare(self, dataset: str, entry: Dataset) -> Stage:
+        """Raw files to domains."""
+        settings = {**self.preset.prepare, **entry.prepare}
+        _refuse(settings, {"kind"}, f"prepare settings of {dataset}")
+        try:
+            data_prep.Settings(kind=entry.kind, **settings)
+        except ValidationError as error:
+            raise StageError(f"prepare settings of {dataset}: {first(error)}") from error
+        generated = entry.kind == "planted"
+        if generated and dataset not in planted.DATASETS:
+            known = " and ".join(planted.DATASETS)
+            raise StageError(f"{dataset} cannot be of kind planted: that makes {known} dumps")
+        return Stage(
+            name=f"prepare_{dataset}",
+            notebook=f"prepare_{_served_by(dataset, entry)}",
+            parameters={"dataset": dataset, "kind": entry.kind, "settings": settings},
+            unkeyed={**self.where, "source": entry.source or ""},
+            sources=() if generated else (Path(entry.source),),
+            outputs=(f"data/{dataset}/*/*",),
+            # The planted dumps are made by the same stage, so a change of the generator's code must
+            # not find the dumps of its older self.
+            clears=(f"data/{dataset}", *(("dumps",) if generated else ())),
+            seconds=20,
+        )
 
+    def methods(self, dataset: str) -> list[str]:
+        """The methods that run on a data set."""
+        return self.preset.datasets[dataset].methods or self.preset.methods
 
-def _table(dataset: str, notebook: str, runs: list[Stage], where: dict) -> Stage:
-    name = f"{notebook.rpartition('_')[0]}_{dataset}"
-    files = [
-        f"tables/{name}_{end}" for end in ("catalogue.*", "trie.*", "sampled.*", "bootstrap.csv")
-    ]
-    return _picture(name, notebook, {"dataset": dataset}, files, runs, where)
+    def settings(self, dataset: str, *more: dict) -> dict:
+        """Fields of RunConfig for a data set, later ones over earlier ones."""
+        found = {"backbone": self.preset.backbone, **self.preset.federation}
+        found |= self.preset.datasets[dataset].federation
+        for some in more:
+            found |= some
+        return found
 
+    def searches(self) -> list[Stage]:
+        """One for every method that has tries and runs on the data set."""
+        search = self.preset.search
+        if search is None:
+            return []
+        return [
+            self._search(dataset, method, tries)
+            for dataset in self.preset.datasets
+            for method, tries in search.tries.items()
+            if method in self.methods(dataset)
+        ]
 
-def _figure(
-    preset: Preset, notebook: str, dataset: str, runs: list[Stage], where: dict, **more: str
-) -> Stage:
-    name = "-".join([notebook, dataset, *more.values()])
-    parameters, inputs, seconds = {"dataset": dataset, **more}, (), 8
-    if notebook == "figure_4_alpha_heatmap":
-        parameters["backbone"], inputs, seconds = preset.backbone, (f"data/{dataset}/**/*",), 25
-    files = [f"figures/{name}.*"]
-    return _picture(name, notebook, parameters, files, runs, where, inputs, seconds)
+    def _search(self, dataset: str, method: str, tries: list[dict]) -> Stage:
+        settings = self.settings(dataset, self.preset.search.federation)
+        for some in tries:
+            _checked(dataset, method, {**settings, **some}, "search settings")
+        return self._federation(
+            f"search_settings-{dataset}-{method}",
+            "search_settings",
+            dataset,
+            method,
+            {"seed": self.preset.seeds[0], "settings": settings, "tries": tries},
+            (f"search/{dataset}/{method}/chosen.json",),
+            f"search/{dataset}/{method}",
+        )
 
+    def runs(self, seed: int) -> list[Stage]:
+        """The main runs of one seed."""
+        found = []
+        for dataset in self.preset.datasets:
+            for method in self.methods(dataset):
+                # What does not train has no seed: one run of it serves all.
+                untrained = method in METHODS and not METHODS[method].rounds_needed
+                if seed == self.preset.seeds[0] or not untrained:
+                    run = f"runs/{dataset}/{method}-seed{seed}"
+                    found.append(self._run(dataset, method, seed, run, self.settings(dataset)))
+        return found
 
-def _picture(
-    name: str,
-    notebook: str,
-    parameters: dict[str, str],
-    files: list[str],
-    runs: list[Stage],
-    where: dict,
-    inputs: tuple[str, ...] = (),
-    seconds: float = 8,
-) -> Stage:
-    dataset = parameters["dataset"]
-    mine = (run.name for run in runs if run.parameters["dataset"] == dataset)
-    return Stage(
-        name=name,
-        notebook=notebook,
-        parameters=parameters,
-        unkeyed=where,
-        # All finished runs are shown, also those that a user added by hand.
-        inputs=(f"runs/{dataset}/*/*", *inputs),
-        outputs=(*files, f"notebooks/{name}.ipynb"),
-        needs=(f"prepare_{dataset}", *mine),
-        in_report=True,
-        seconds=seconds,
-    )
+    def sweeps(self) -> list[Stage]:
+        """Runs with one field changed, and the base runs that they are held against."""
+        sweeps = self.preset.sweeps
+        if sweeps is None:
+            return []
+        found = {}
+        for dataset in sweeps.datasets or self.preset.datasets:
+            if dataset not in self.preset.datasets:
+                continue
+            settings = self.settings(dataset, sweeps.federation)
+            for seed in sweeps.seeds:
+                for field, values in sweeps.fields.items():
+                    for method in sweeps.methods.get(field, ["fedecider"]):
+                        folder = f"sweeps/{dataset}"
+                        base = f"{folder}/base-{method}-seed{seed}"
+                        found[base] = (dataset, method, seed, base, settings, {})
+                        for value in values:
+                            label = str(value).replace("/", "_")
+                            run = f"{folder}/{field}-{label}-{method}-seed{seed}"
+                            change = {field: value}
+                            found[run] = (dataset, method, seed, run, settings, change)
+        return [self._run(*entry) for entry in found.values()]
+
+    def _run(
+        self, dataset: str, method: str, seed: int, run: str, settings: dict, change=None
+    ) -> Stage:
+        label = "sweep settings" if change else "federation settings"
+        _checked(dataset, method, {**settings, **(change or {})}, label)
+        parameters = {"seed": seed, "settings": settings}
+        name = f"run_federation-{dataset}-{method}-seed{seed}"
+        if run.startswith("sweeps/"):
+            name = "-".join(["run_federation", *Path(run).parts])
+            parameters |= {"run": run, "change": change}
+        search = self.preset.search
+        if search is not None and method in search.tries:
+            parameters["chosen"] = f"search/{dataset}/{method}/chosen.json"
+        return self._federation(
+            name,
+            "run_federation",
+            dataset,
+            method,
+            parameters,
+            (f"{run}/result.json", f"{run}/metrics.csv", f"{run}/*"),
+            run,
+        )
+
+    def _federation(
+        self, name, notebook, dataset, method, parameters, outputs, clears: str
+    ) -> Stage:
+        """A stage that trains: it depends on the data, the model, and its method's own file."""
+        own = self.root / "fedecider" / "methods" / f"{method.replace('-', '_')}.py"
+        chosen = {"fedecider.methods": f"fedecider.methods.{own.stem}"} if own.is_file() else {}
+        inputs, needs = (f"data/{dataset}/**/*",), (f"prepare_{dataset}",)
+        if "chosen" in parameters:
+            inputs += (parameters["chosen"],)
+            needs += (f"search_settings-{dataset}-{method}",)
+        return Stage(
+            name=name,
+            notebook=notebook,
+            parameters={"dataset": dataset, "method": method, **parameters},
+            unkeyed=self.where,
+            inputs=inputs,
+            sources=_model_folder(self.preset),
+            outputs=outputs,
+            clears=(clears,),
+            chosen=chosen,
+            # By hand the notebook prepares missing data; here the data are there and are its input.
+            packages=("fedecider",),
+            needs=needs,
+            seconds=45 if method in ("zero-shot", "als") else 120,
+        )
+
+    def table(self, dataset: str, notebook: str, runs: list[Stage]) -> Stage:
+        """A main table: every method, every domain."""
+        name = f"{notebook.rpartition('_')[0]}_{dataset}"
+        ends = ("catalogue.*", "trie.*", "sampled.*", "bootstrap.csv")
+        files = [f"tables/{name}_{end}" for end in ends]
+        return self._picture(name, notebook, [dataset], {}, files, runs)
+
+    def figure(self, shown: Shown, datasets: list[str], runs: list[Stage]) -> Stage:
+        """Any other figure or table."""
+        apart = "_" if shown.notebook.startswith("table") else "-"
+        name = shown.notebook
+        if not shown.once:
+            name = apart.join([name, *datasets, *(value for _, value in shown.more)])
+        more = dict(shown.more) | ({"backbone": self.preset.backbone} if shown.model else {})
+        files = [shown.files.format(name=name)]
+        return self._picture(name, shown.notebook, datasets, more, files, runs, shown)
+
+    def _picture(
+        self,
+        name: str,
+        notebook: str,
+        datasets: list[str],
+        more: dict[str, str],
+        files: list[str],
+        runs: list[Stage],
+        shown: Shown | None = None,
+    ) -> Stage:
+        shown = shown or Shown(notebook)
+        mine = (run.name for run in runs if run.parameters["dataset"] in datasets)
+        inputs = []
+        for dataset in datasets:
+            # All finished runs are shown, also those that a user added by hand.
+            inputs += [f"runs/{dataset}/*/*", f"sweeps/{dataset}/*/*"]
+            inputs += [f"data/{dataset}/**/*"] if shown.model or shown.once else []
+        return Stage(
+            name=name,
+            notebook=notebook,
+            parameters=more if shown.once else {"dataset": datasets[0], **more},
+            unkeyed=self.where,
+            inputs=tuple(inputs),
+            outputs=(*files, f"notebooks/{name}.ipynb"),
+            needs=(*(f"prepare_{dataset}" for dataset in datasets), *mine),
+            in_report=True,
+            seconds=shown.seconds,
+        )
 
 
 def _model_folder(preset: Preset) -> tuple[Path, ...]:
@@ -275,21 +291,16 @@ def _model_folder(preset: Preset) -> tuple[Path, ...]:
     return (Path(preset.backbone),) if os.path.isabs(preset.backbone) else ()
 
 
+def _checked(dataset: str, method: str, settings: dict, what: str) -> None:
+    """StageError for settings that RunConfig would refuse."""
+    label = f"{what} of {dataset}"
+    _refuse(settings, {"data", "folder", "dataset", "method", "seed"}, label)
+    try:
+        RunConfig(data="data", folder="run", dataset=dataset, method=method, **settings)
+    except ValidationError as error:
+        raise StageError(f"{label}: {first(error)}") from error
+
+
 def _refuse(settings: dict, taken: set[str], label: str) -> None:
     for name in sorted(taken & settings.keys()):
         raise StageError(f"{label}: {name} is the driver's to choose")
-
-
-def _first(error: ValidationError) -> str:
-    """One complaint of pydantic as a sentence; an unknown name before what follows from it."""
-    entry = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in entry["loc"]) or "the settings"
-    if entry["type"] == "extra_forbidden":
-        return f"unknown name {place!r}"
-    if entry["type"] == "missing":
-        return f"{place!r} is missing"
-    return f"{place}: {entry['msg']}, not {entry['input']!r}"
-
-
-def _list(names) -> str:
-    return "it has " + " and ".join(names)

@@ -8,6 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fedecider import backbone as module
 from fedecider.backbone import load, pick_dtype
+from fedecider.sequences import Rows
 
 
 def test_tiny_is_the_same_every_time():
@@ -95,3 +96,17 @@ def test_the_packaged_model_is_dense_and_speaks_english():
     with torch.no_grad():
         following = found.model(ids).logits[0, -1].argmax().item()
     assert found.tokenizer.decode([following]).strip() == "Paris"
+
+
+def test_a_model_can_be_cut_to_its_first_blocks():
+    whole, cut = load("tiny", "cpu", "float32"), load("tiny@1", "cpu", "float32")
+    assert (len(whole.layers), len(cut.layers)) == (2, 1) and cut.name == "tiny@1"
+    assert cut.identity != whole.identity  # their stored states must not be mixed up
+    ids = torch.arange(6)
+    layout = Rows([6])
+    hidden = whole.blocks(whole.embed(ids), layout.positions, layout, last=1)
+    expected = cut.blocks(cut.embed(ids), layout.positions, layout)
+    assert torch.equal(hidden, expected)
+    for name in ("tiny@0", "tiny@3"):
+        with pytest.raises(ValueError, match=f"tiny has 2 blocks and cannot be cut to {name[-1]}"):
+            load(name, "cpu", "float32")

@@ -14,6 +14,7 @@ from fedecider.client import ClientData, ClientModel
 from fedecider.direction import LowRank, direction
 from fedecider.domains import read_domain
 from fedecider.evaluation import evaluate
+from fedecider.methods import METHODS
 from fedecider.mixture import group_index
 from fedecider.sequences import make_form
 
@@ -194,7 +195,7 @@ def test_ranking_is_that_of_the_dense_sum(scope, adapter, domain, tmp_path, seen
     model = mixed_model(adapter, scope)
     adapter.load(some_factors(adapter, 9))  # what another client has left in the adapter
 
-    frame, chosen = evaluate(data, model, adapter, "fedecider")
+    frame, chosen = evaluate(data, model, adapter, METHODS["fedecider"](data.config))
     dense = dense_model(adapter, model, scope)
     weight, scores, expected = dense_likelihood(data, dense)
     assert chosen["prompt_weight"] == weight
@@ -211,7 +212,9 @@ def test_ranking_is_that_of_the_dense_sum(scope, adapter, domain, tmp_path, seen
     assert (items - catalogue).abs().max() < 1e-5
     assert ranked(frame, "grounding").loc[data.test_users].tolist() == expected
 
-    plain, _ = evaluate(data, ClientModel(model.factors), adapter, "fedecider")
+    plain, _ = evaluate(
+        data, ClientModel(model.factors), adapter, METHODS["fedecider"](data.config)
+    )
     for ranker in ("likelihood", "grounding"):
         assert (ranked(frame, ranker) != ranked(plain, ranker)).any()
     assert all(
@@ -225,7 +228,7 @@ def test_trie_ranking_is_that_of_the_dense_sum(adapter, domain, tmp_path):
     items = domain.items.index
     data = prepared(domain, adapter, tmp_path, rankers=["trie"], beams=len(items))
     model = mixed_model(adapter, "module")
-    frame, _ = evaluate(data, model, adapter, "fedecider")
+    frame, _ = evaluate(data, model, adapter, METHODS["fedecider"](data.config))
     dense, expected = dense_model(adapter, model, "module"), []
     titles = [data.catalogue.tokens[item] for item in items]
     lengths = np.array([len(title) + 1 for title in titles])
@@ -234,7 +237,9 @@ def test_trie_ranking_is_that_of_the_dense_sum(adapter, domain, tmp_path):
         scores = dense_scores(dense, prompt, titles, data.form.end) * lengths
         expected.append(int((scores >= scores[items.get_loc(domain.test[user])]).sum()))
     assert ranked(frame, "trie").loc[data.test_users].tolist() == expected
-    plain, _ = evaluate(data, ClientModel(model.factors), adapter, "fedecider")
+    plain, _ = evaluate(
+        data, ClientModel(model.factors), adapter, METHODS["fedecider"](data.config)
+    )
     assert (ranked(frame, "trie") != ranked(plain, "trie")).any()
 
 

@@ -35,9 +35,9 @@ def data(tmp_path_factory):
     return write_domains(tmp_path_factory.mktemp("data"))
 
 
-def finished(folder, names=("metrics.csv", "rounds.csv", "alphas.csv")):
+def finished(folder, names=("metrics.csv", "rounds.csv", "alphas.csv", "geometry.csv")):
     """Every number of a run; the seconds, which are not reproducible, left out."""
-    parts = [pd.read_csv(folder / name).drop(columns="seconds", errors="ignore") for name in names]
+    parts = [pd.read_csv(folder / name).drop(columns=["seconds", "memory"], errors="ignore") for name in names]
     parts.append(pd.read_parquet(folder / "ranks.parquet"))
     parts.append(load_file(folder / "adapters" / "books" / "adapter_model.safetensors"))
     return parts
@@ -366,7 +366,7 @@ def test_the_model_of_the_best_round_is_ranked_and_saved(
     best = {"books": 1, "comics": 2, "games": 3}
     models = {name: [] for name in losses}
 
-    def scripted(client, adapter):
+    def scripted(client, adapter, method):
         models[client.name].append(cloned(client.model))
         return losses[client.name][len(models[client.name]) - 1]
 
@@ -385,10 +385,10 @@ def test_the_model_of_the_best_round_is_ranked_and_saved(
         for client in run.clients:
             chosen, last = models[client.name][best[client.name] - 1], models[client.name][-1]
             ranks = stored[stored["domain"] == client.name]["rank"].tolist()
-            frame, _ = evaluate(client.data, chosen, run.adapter, "fedecider")
+            frame, _ = evaluate(client.data, chosen, run.adapter, run.method)
             assert ranks == frame["rank"].tolist()
             if chosen is not last:
-                frame, _ = evaluate(client.data, last, run.adapter, "fedecider")
+                frame, _ = evaluate(client.data, last, run.adapter, run.method)
                 assert ranks != frame["rank"].tolist()
             assert_saved(tmp_path / "adapters" / client.name, chosen)
 
@@ -513,7 +513,7 @@ def test_user_samples_are_nested_and_sorted():
 
 
 def test_bad_names_are_refused(backbone, data, tmp_path):
-    with pytest.raises(ValueError, match="zero-shot, local, fedavg, fedecider, got 'fedsgd'"):
+    with pytest.raises(ValueError, match="one of zero-shot, als, local, .* fedecider, got 'fedsgd'"):
         federation.run(config(data, tmp_path / "x", "fedsgd"), backbone)
     with pytest.raises(FileNotFoundError, match="no prepared domains"):
         federation.run(config(tmp_path / "nothing", tmp_path / "y"), backbone)

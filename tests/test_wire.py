@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save
 
 from fedecider.direction import LowRank, combine, direction, norm
-from fedecider.wire import PayloadError, decode, encode, examples
+from fedecider.wire import PayloadError, decode, encode, number
 
 SHAPES = {"m.q": (4, 5), "m.v": (3, 5)}
 
@@ -50,14 +50,36 @@ def test_a_shrunken_direction_passes_only_where_truncation_is_set():
     assert decode(encode(sent), SHAPES, "a", "frobenius", whole=False)
 
 
-def test_the_number_of_examples_travels_with_the_factors():
-    assert examples(encode(factors(), 17), "a") == 17
-    with pytest.raises(PayloadError, match="payload of a does not tell its number of examples"):
-        examples(encode(factors()), "a")
-    with pytest.raises(PayloadError, match="tells 0 examples"):
-        examples(encode(factors(), 0), "a")
+def test_single_numbers_travel_with_the_factors():
+    payload = encode(factors(), {"examples": 17, "loss": 2.5})
+    assert number(payload, "a", "examples") == 17 and number(payload, "a", "loss") == 2.5
+    with pytest.raises(PayloadError, match="payload of a does not tell its examples"):
+        number(encode(factors()), "a", "examples")
+    for bad in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(PayloadError, match="payload of a tells examples"):
+            number(encode(factors(), {"examples": bad}), "a", "examples")
     with pytest.raises(PayloadError, match="does not tell"):
-        examples(b"torn", "a")
+        number(b"torn", "a", "examples")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("part", ["A", "B"])
+def test_one_part_alone_travels_and_the_other_never_does(part, precision):
+    other = {"A": "B", "B": "A"}[part]
+    half = {name: pair._replace(**{other: None}) for name, pair in factors().items()}
+    payload = encode(half, precision=precision)
+    assert f".{other}".encode() not in payload
+    got = decode(payload, SHAPES, "a", precision=precision, parts=part)
+    for name, pair in factors().items():
+        assert getattr(got[name], other) is None
+        assert torch.allclose(getattr(got[name], part), getattr(pair, part), atol=0.03)
+    with pytest.raises(PayloadError, match=f"lacks m.q.{other}"):
+        decode(payload, SHAPES, "a", precision=precision)
+    with pytest.raises(PayloadError, match="stray tensor|scales of a must"):
+        decode(encode(factors(), precision=precision), SHAPES, "a", precision=precision, parts=part)
+    huge = {name: pair._replace(**{part: getattr(pair, part) * 1e9}) for name, pair in half.items()}
+    with pytest.raises(PayloadError, match="at most 1e.06 expected"):
+        decode(encode(huge), SHAPES, "a", parts=part)
 
 
 @pytest.mark.parametrize(("precision", "error"), [("bfloat16", 4e-3), ("int8", 2e-2)])

@@ -6,8 +6,10 @@ own data, its weights alpha together with its own LoRA (method, section 3).
 """
 
 from fedecider.adapter import Factors
+from fedecider.client import seeded
 from fedecider.direction import direction
 from fedecider.methods.local import Downloads, Local, Uploads
+from fedecider.privacy import noised
 
 
 class FeDecider(Local):
@@ -32,21 +34,35 @@ class FeDecider(Local):
         }
         return {name: pair for name, pair in found.items() if pair is not None}
 
-    def upload(self, client, adapter):
+    def upload(self, client, adapter, number):
         """D_i, or gamma B_i A_i where the server extracts the direction (the paper's figure 3)."""
         updates = adapter.updates(client.model.factors)
-        return self.directions(updates) if self.config.send == "direction" else updates
-
-    def aggregate(self, uploads: Uploads, weights: dict[str, int], number: int) -> Downloads:
-        """Everyone gets everyone else's direction; nothing is averaged."""
         if self.config.send == "update":
-            uploads = {client: self.directions(update) for client, update in uploads.items()}
+            return updates
+        sent = self.directions(updates)
+        if self.config.noise:
+            generator = seeded(self.config, f"{client.name} noise", number)
+            sent = {
+                name: noised(pair, self.config.noise, generator, self.config.norm)
+                for name, pair in sent.items()
+            }
+        return sent
+
+    def passed_on(self, uploads: Uploads) -> Uploads:
+        """What the server makes of the uploads: their directions, where it has to extract them."""
+        if self.config.send == "direction":
+            return uploads
+        return {client: self.directions(update) for client, update in uploads.items()}
+
+    def aggregate(self, uploads: Uploads, numbers: dict[str, float], number: int) -> Downloads:
+        """Everyone gets everyone else's direction; nothing is averaged."""
+        uploads = self.passed_on(uploads)
         return {
             client: {other: uploads[other] for other in uploads if other != client}
             for client in uploads
         }
 
-    def receive(self, client, downloads, adapter):
+    def receive(self, client, downloads, adapter, number):
         """Kept for the next round: this round's weights belong to this round's directions."""
         client.incoming = downloads
 

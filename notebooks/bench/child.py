@@ -5,10 +5,7 @@
 The last line printed is JSON. Memory is resident memory in MiB.
 """
 
-import contextlib
 import json
-import re
-import resource
 import sys
 import time
 from pathlib import Path
@@ -20,32 +17,11 @@ from fedecider import trie
 from fedecider.cache import Prompts
 from fedecider.client import train
 from fedecider.gram import gram
+from fedecider.memory import forget_peak, peak
 from fedecider.methods import METHODS
 from fedecider.mixture import initial_alpha
 from fedecider.ranking import embed_titles, grounding_ranks
 from notebooks.bench import parts
-
-
-def peak() -> float:
-    """Largest resident memory of this process so far.
-
-    Not getrusage's, which on Linux starts with what the parent held when it made this process.
-    """
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
-
-
-def forget_peak() -> float:
-    """Let the peak start again from what is held now, where the system can; that, in MiB."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return resident()
-
-
-def resident() -> float:
-    """Resident memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 def clients(count: int, *place: str) -> dict:

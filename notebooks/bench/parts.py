@@ -426,10 +426,10 @@ def payloads(bench: Bench, top_layers: int = 8, ranks: tuple[int, ...] = (1, 2, 
                     for name in exact
                 )
                 receiver.model.foreign = {"sender": found}
-                loss = validation_loss(receiver, adapter)
+                loss = validation_loss(receiver, adapter, method)
             rows.append((what, len(payload), error, loss))
 
-        row("fedavg: A, B float32", wire.encode(raw, 1), None)
+        row("fedavg: A, B float32", wire.encode(raw, {"examples": 1}), None)
         for precision in ("float32", "bfloat16", "int8"):
             sent = wire.encode(exact, precision=precision)
             arrived = wire.decode(sent, shapes, "sender", "frobenius", precision=precision)

@@ -1,0 +1,78 @@
+"""als: matrix factorisation of a domain's interactions, a line that is no language model.
+
+Implicit alternating least squares (Hu, Koren and Volinsky, 2008) as the library implicit has it, on
+the training interactions of *all* users of the domain, as popularity counts them: more than the
+sampled users that a language model is trained on, which is to the advantage of this line. So is
+that items of the user's own history are ranked last in the whole catalogue, as recommenders of
+this kind do. The number of factors is chosen on validation.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from implicit.cpu.als import AlternatingLeastSquares
+from scipy.sparse import csr_matrix
+
+from fedecider.domains import Domain, interactions
+from fedecider.metrics import per_user, rank_of
+
+_SETTINGS = {"regularization": 0.01, "alpha": 1.0, "iterations": 15}
+
+
+def als_ranks(domain: Domain, factors: Sequence[int], seed: int = 0):
+    """Ranks of the test users by protocol, and the number of factors that validation chose.
+
+    Returns {"sampled": [...], "catalogue": [...]} in the order of `domain.users["test"]`, and the
+    number with the best NDCG@10 on the validation users' stored lists; ties: the smallest.
+    """
+    items = domain.items.index
+    known = interactions(domain.folder)
+    rows = known["user_id"].astype("category").cat.codes
+    ones = np.ones(len(known), dtype=np.float32)
+    shape = (int(rows.max()) + 1, len(items))
+    table = csr_matrix((ones, (rows, items.get_indexer(known["item_id"]))), shape=shape)
+    best = None
+    for size in sorted(factors):
+        model = AlternatingLeastSquares(
+            factors=size, random_state=seed, num_threads=1, **_SETTINGS, use_native=True
+        )
+        model.fit(table, show_progress=False)
+        ranks = _ranks(model, domain, "valid")["sampled"]
+        quality = per_user(np.array(ranks), "ndcg@10").mean()
+        if best is None or quality > best[0]:
+            best = (quality, size, model)
+    return _ranks(best[2], domain, "test"), best[1]
+
+
+def _ranks(model, domain: Domain, split: str) -> dict[str, list[int]]:
+    items = domain.items.index
+    found: dict[str, list[int]] = {"sampled": [], "catalogue": []}
+    for user in domain.users[split]:
+        seen = np.unique(items.get_indexer(domain.history(user, split)))
+        row = csr_matrix(
+            (np.ones(len(seen), dtype=np.float32), (np.zeros_like(seen), seen)),
+            shape=(1, len(items)),
+        )
+        factor = model.recalculate_user(0, row)
+        scores = (model.item_factors @ np.ravel(factor)).astype(float)
+        target = domain.target(user, split)
+        listed = items.get_indexer([target, *domain.negatives[split, user]])
+        found["sampled"].append(rank_of(scores[listed], 0))
+        place = items.get_loc(target)
+        others = scores.copy()
+        others[np.setdiff1d(seen, [place])] = -np.inf
+        found["catalogue"].append(rank_of(others, place))
+    return found
+
+
+def frame(domain: Domain, factors: Sequence[int], seed: int, protocols: Sequence[str]):
+    """The ranks as rows of an evaluation (see `evaluation.evaluate`), and the choice."""
+    ranks, chosen = als_ranks(domain, factors, seed)
+    rows = [
+        (domain.name, "als", protocol, "als", user, rank)
+        for protocol in protocols
+        for user, rank in zip(domain.users["test"], ranks[protocol], strict=True)
+    ]
+    columns = ["domain", "method", "protocol", "ranker", "user_id", "rank"]
+    return pd.DataFrame(rows, columns=columns), {"als_factors": chosen}

@@ -1,0 +1,65 @@
+"""fellrec (Zhao et al., arXiv 2402.09959): similarity-attention aggregation with a warm-up.
+
+Up and down: A, B (up also the training loss). With s_ij = (cos(theta_i, theta_j) + 1) / 2 over all
+entries of the factors, client i gets
+
+    theta_i <- (s_ii theta_i + w_i sum_{j != i} s_ij theta_j) / (s_ii + w_i sum_{j != i} s_ij),
+    w_i = tanh( alpha / p_i^(t / beta) ),   p = softmax(losses / 0.05),
+
+in round t: clients that still lose much learn from themselves first, and w_i grows with the round
+for all. Source: the paper and its authors' code, from which the temperature 0.05 is; the splitting
+of the model between client and server changes no number and is left out.
+"""
+
+import math
+
+import torch
+
+from fedecider.methods.fedavg import FedAvg, average
+from fedecider.methods.local import Downloads, Uploads
+
+_TEMPERATURE = 0.05
+
+
+class FELLRec(FedAvg):
+    """Personal averages; the attention is one number for each pair of clients."""
+
+    name = "fellrec"
+    number_sent = "loss"
+
+    def number(self, client):
+        """Mean training loss of the round, nats a token."""
+        return client.train_loss
+
+    def aggregate(self, uploads: Uploads, numbers: dict[str, float], number: int) -> Downloads:
+        """The formula above; A and B are averaged apart."""
+        clients = sorted(uploads)
+        similar = attention([_flat(uploads[client]) for client in clients])
+        warm = self.warm_up([numbers[client] for client in clients], number)
+        found = {}
+        for i, client in enumerate(clients):
+            raw = {
+                other: similar[i][j] * (1.0 if i == j else warm[i])
+                for j, other in enumerate(clients)
+            }
+            weights = {other: value / sum(raw.values()) for other, value in raw.items()}
+            found[client] = {"personal": average(uploads, weights)}
+        return found
+
+    def warm_up(self, losses: list[float], number: int) -> list[float]:
+        """w_i of round `number` (1-based), each in (0, 1]."""
+        config = self.config
+        shares = torch.softmax(torch.tensor(losses, dtype=torch.float64) / _TEMPERATURE, 0)
+        # In logarithms: p^(t / beta) underflows after some rounds, and tanh is 1 long before.
+        exponents = (-shares.log() * number / config.fellrec_beta).clamp(max=50).tolist()
+        return [math.tanh(config.fellrec_alpha * math.exp(value)) for value in exponents]
+
+
+def attention(models: list[torch.Tensor]) -> list[list[float]]:
+    """(cos + 1) / 2 of all pairs of flat models."""
+    stacked = torch.nn.functional.normalize(torch.stack(models).double(), dim=1)
+    return ((stacked @ stacked.T + 1) / 2).tolist()
+
+
+def _flat(factors) -> torch.Tensor:
+    return torch.cat([part.flatten() for name in sorted(factors) for part in factors[name]])

@@ -1,0 +1,48 @@
+"""Noise on what a client sends (our reconstruction)."""
+
+import math
+
+import torch
+
+from fedecider.direction import LowRank, NormKind, canonical
+from fedecider.direction import direction as unit
+
+
+def noised(
+    direction: LowRank,
+    sigma: float,
+    generator: torch.Generator,
+    kind: NormKind = "frobenius",
+) -> LowRank:
+    """A direction plus Gaussian noise, of norm 1 again and in canonical form; float64.
+
+    B (d_out, k), A (k, d_in). With the canonical factors B = U S and A = V^T of rank k,
+
+        D' = (B + E_B) (A + E_A),   E_B ~ N(0, sigma^2 / (2 d_out k)),   E_A ~ N(0, sigma^2 / (2 d_in)),
+
+    entries independent. For ||S||_2 = 1 each half of the first-order change E_B A + B E_A has an
+    expected squared Frobenius norm of sigma^2 / 2, so sigma is the size of the noise beside a
+    direction of size 1. The noise is added to the factors, so the rank and the bytes stay; to first
+    order the change leaves alone what is orthogonal to both the columns and the rows of D, so this
+    is no mechanism of differential privacy. sigma = 0 gives the direction back as it is. Raises
+    ValueError for a negative or non-finite sigma and for a zero direction.
+    """
+    if not (math.isfinite(sigma) and sigma >= 0):
+        raise ValueError(f"the noise must be a finite number of at least 0, got {sigma}")
+    if sigma == 0:
+        return direction
+    form = canonical(direction)
+    if form is None:
+        raise ValueError("a zero update has no direction to add noise to")
+    B, A = form.low_rank()
+    (d_out, k), d_in = B.shape, A.shape[1]
+
+    def drawn(factor: torch.Tensor, deviation: float) -> torch.Tensor:
+        place = {"dtype": torch.float64, "device": generator.device}
+        fresh = torch.randn(factor.shape, generator=generator, **place)
+        return factor + deviation * fresh.to(factor.device)
+
+    moved = LowRank(
+        drawn(B, sigma / math.sqrt(2 * d_out * k)), drawn(A, sigma / math.sqrt(2 * d_in))
+    )
+    return unit(moved, kind)

@@ -1,0 +1,56 @@
+"""Choice of a method's own settings on validation: the same number of tries for every method.
+
+A try is a federation without ranking; its value is the mean over clients of the best validation
+loss. The test split is not read.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from fedecider import federation, runs
+from fedecider.backbone import Backbone
+from fedecider.config import RunConfig
+
+
+def search(
+    base: RunConfig, tries: list[dict], folder: Path, backbone: Backbone | None = None
+) -> pd.DataFrame:
+    """Run every try, fields of RunConfig over `base`, and write the best into chosen.json.
+
+    Returns a row a try: its fields, loss (nats a token; infinite where the run diverged) and run
+    (its folder below `folder`). The first of equals is chosen. Interrupted, the same call goes on.
+    Raises ValueError without tries, and if every one diverged.
+    """
+    if not tries:
+        raise ValueError(f"a search for {base.method} needs at least one try")
+    rows = []
+    for number, settings in enumerate(tries):
+        run = folder / f"try-{number}"
+        values = {**base.model_dump(), **settings, "folder": run, "rankers": []}
+        try:
+            federation.run(RunConfig(**values), backbone)
+            loss = best_loss(run)
+        except FloatingPointError:
+            loss = math.inf
+        rows.append({**settings, "loss": loss, "run": run.name})
+    found = pd.DataFrame(rows)
+    if not math.isfinite(found["loss"].min()):
+        raise ValueError(f"every try of {base.method} diverged: {tries}")
+    best = tries[int(found["loss"].argmin())]
+    tried = [{**row, "loss": row["loss"] if math.isfinite(row["loss"]) else None} for row in rows]
+    runs.write_json(folder / "chosen.json", {"settings": best, "tried": tried})
+    return found
+
+
+def best_loss(run: Path) -> float:
+    """Mean over clients of the best validation loss of a run."""
+    rounds = pd.read_csv(run / "rounds.csv")
+    return float(rounds.groupby("client")["valid_loss"].min().mean())
+
+
+def chosen(path: Path | str) -> dict:
+    """The settings that a search has chosen, from its chosen.json."""
+    return json.loads(Path(path).read_text())["settings"]
