@@ -26,6 +26,8 @@ import pandas as pd
 from fedecider.metrics import paired_bootstrap, per_user, summarise
 
 _RUN = ["dataset", "method", "seed"]
+_ENDINGS = {"ranks": ".parquet"}
+_NO_MODEL = ("popularity", "als")  # they rank by themselves, whatever the protocol's ranker
 COLUMNS = {
     "metrics": [*_RUN, "domain", "protocol", "ranker", "metric", "value", "users", "run"],
     "ranks": [*_RUN, "domain", "protocol", "ranker", "user_id", "rank"],
@@ -121,6 +123,8 @@ def finished(folder: Path | str) -> list[Path]:
 def _gather(folder: Path | str, name: str, read) -> pd.DataFrame:
     frames = []
     for run in finished(folder):
+        if not (run / f"{name}{_ENDINGS.get(name, '.csv')}").exists():
+            continue  # what is published may lack a large table
         config = json.loads((run / "config.json").read_text())
         frame = read(run)
         for column in reversed(_RUN):
@@ -189,17 +193,17 @@ def compare(ranks: pd.DataFrame, method: str = "fedecider", metric: str = "ndcg@
 
     Columns: dataset, protocol, ranker, method, against, metric, users, difference, low, high, p
     (see `metrics.paired_bootstrap`). Methods are held against each other by the same ranker, and
-    against popularity. Users of all domains are drawn together; a user's value is the mean over the
+    against popularity and als. Users of all domains are drawn together; a user's value is the mean over the
     seeds of the method, so more seeds do not count as more users.
     """
     columns = ["dataset", "protocol", "ranker", "method", "against", "metric", "users"]
     columns.append("difference")
     rows = []
-    models = ranks[ranks["method"] != "popularity"]
+    models = ranks[~ranks["method"].isin(_NO_MODEL)]
     for key in sorted(set(zip(*(models[c] for c in columns[:3]), strict=True))):
         dataset, protocol, ranker = key
         part = ranks[(ranks["dataset"] == dataset) & (ranks["protocol"] == protocol)]
-        part = part[part["ranker"].isin([ranker, "popularity"])]
+        part = part[part["ranker"].isin([ranker, *_NO_MODEL])]
         part = part.assign(value=per_user(part["rank"].to_numpy(), metric))
         values = part.groupby(["method", "domain", "user_id"])["value"].mean()
         if method not in values:

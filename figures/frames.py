@@ -10,7 +10,30 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 # The display order; methods that are not named here follow alphabetically.
-METHODS = ("zero-shot", "popularity", "local", "fedavg", "fedecider")
+METHODS = (
+    "zero-shot",
+    "popularity",
+    "als",
+    "local",
+    "centralized",
+    "fedavg",
+    "fedprox",
+    "ffa-lora",
+    "flora",
+    "fedsa-lora",
+    "rolora",
+    "lora-sim",
+    "fellrec",
+    "feddpa",
+    "fedecider",
+    "fedecider-no-direction",
+    "fedecider-no-personalization",
+    "fedecider-no-both",
+)
+# Every preset is expected to run these: a gap in the main table if not.
+EXPECTED = ("zero-shot", "popularity", "local", "fedavg", "fedecider")
+# No language models: they rank by themselves and stand in every table of their protocol.
+NO_MODEL = ("popularity", "als")
 # The ranker that each protocol is read with (method.md, section 6).
 RANKERS = {"catalogue": "grounding", "sampled": "likelihood"}
 PROTOCOL_LABELS = {"catalogue": "whole catalogue", "sampled": "1 + 99 sampled candidates"}
@@ -64,7 +87,7 @@ def scores(
     kept = metrics[
         (metrics["dataset"] == dataset)
         & (metrics["protocol"] == protocol)
-        & ((metrics["ranker"] == ranker) | (metrics["method"] == "popularity"))
+        & ((metrics["ranker"] == ranker) | metrics["method"].isin(NO_MODEL))
         & metrics["value"].notna()
     ]
     outside = kept[(kept["value"] < 0) | (kept["value"] > 1)]

@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from figures import frames, style
+from figures import frames, small_table, style
+from figures.small_table import GAP, NO_RUN, Column
 
-GAP = "–"
 _TIDY = ("method", "domain", "metric", "mean", "sd", "seeds", "users", "runs")
 
 
@@ -55,34 +55,41 @@ class ResultsTable:
             f"(ranker: {self.ranker}), in %; {spread}; best value of a column in bold."
         )
 
-    def printed(self) -> dict[tuple[str, str, str], tuple[str, str, bool]]:
-        """(method, domain, metric) -> mean and sd as printed (%, "" for none), and bold."""
-        cells = {}
-        for row in self.tidy.itertuples():
-            mean = "" if pd.isna(row.mean) else f"{100 * row.mean:.{self.digits}f}"
-            sd = "" if pd.isna(row.sd) else f"{100 * row.sd:.{self.digits}f}"
-            cells[row.method, row.domain, row.metric] = (mean, sd)
-        best = {
-            column: max((float(cells[m, *column][0] or "nan") for m in self.methods), key=_low_nan)
-            for column in self.columns
+    def printed(self, width: int = 8) -> small_table.Table:
+        """Methods as rows, the seeds, and the metrics under their domains as columns.
+
+        ``width`` is the largest number of metrics side by side; domains are never cut.
+        """
+        found = self.tidy.set_index(["domain", "metric", "method"])
+        rows: dict[str, list] = {
+            "method": [style.method_label(method) for method in self.methods],
+            "seeds": [self.seeds(method) for method in self.methods],
         }
-        return {
-            (m, d, k): (mean, sd, mean != "" and float(mean) == best[d, k])
-            for (m, d, k), (mean, sd) in cells.items()
-            if (d, k) in best
-        }
+        columns = [Column("method", "Method", align="l"), Column("seeds", "Seeds")]
+        for domain, metric in self.columns:
+            name, label = f"{domain} {metric}", style.metric_label(metric)
+            group, form = style.domain_label(domain), f".{self.digits}f"
+            for part, values in (("mean", name), ("sd", f"{name} sd")):
+                rows[values] = [found.at[(domain, metric, m), part] for m in self.methods]
+            columns.append(Column(name, label, form, 100.0, f"{name} sd", group, best="max"))
+        label = f"{self.dataset}-{self.protocol}"
+        return small_table.Table(
+            label,
+            self.caption,
+            tuple(columns),
+            pd.DataFrame(rows),
+            self.notes,
+            width=width,
+            sources="",  # the CSV file is another
+        )
 
     def seeds(self, method: str) -> str:
         """How many seeds a row's numbers are over: "3", "1–3", a dash where seeds mean nothing."""
         rows = self.tidy[(self.tidy["method"] == method) & (self.tidy["seeds"] > 0)]
-        if method == "popularity" or rows.empty:
+        if method in frames.NO_MODEL or rows.empty:
             return GAP
         low, high = rows["seeds"].min(), rows["seeds"].max()
         return f"{low}" if low == high else f"{low}–{high}"
-
-
-def _low_nan(value: float) -> float:
-    return float("-inf") if value != value else value
 
 
 def results_table(
@@ -92,7 +99,7 @@ def results_table(
     dataset: str,
     protocol: str,
     ranker: str | None = None,
-    methods: Sequence[str] = frames.METHODS,
+    methods: Sequence[str] = frames.EXPECTED,
     names: Sequence[str] = ("hit@5", "hit@10", "ndcg@5", "ndcg@10"),
     domains: Sequence[str] | None = None,
 ) -> ResultsTable:
@@ -140,7 +147,7 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     if rows.empty:
-        notes.append("No finished run.")
+        notes.append(NO_RUN)
     else:
         without = [style.method_label(m) for m in methods if m not in set(rows["method"])]
         if without:
@@ -174,7 +181,7 @@ def _other_users(
     kept = ranks[
         (ranks["dataset"] == dataset)
         & (ranks["protocol"] == protocol)
-        & ((ranks["ranker"] == ranker) | (ranks["method"] == "popularity"))
+        & ((ranks["ranker"] == ranker) | ranks["method"].isin(frames.NO_MODEL))
     ]
     notes = []
     for domain in domains:
@@ -200,129 +207,24 @@ def to_csv(table: ResultsTable) -> str:
 
 def to_frame(table: ResultsTable) -> pd.DataFrame:
     """The printed cells: methods as rows, (domain, metric) as columns, and the seeds."""
-    printed = table.printed()
-    data = {("", "Seeds"): [table.seeds(method) for method in table.methods]}
-    for domain, metric in table.columns:
-        key = (style.domain_label(domain), style.metric_label(metric))
-        data[key] = [_plain(printed[m, domain, metric]) for m in table.methods]
-    frame = pd.DataFrame(data, index=[style.method_label(m) for m in table.methods])
-    frame.columns = pd.MultiIndex.from_tuples(data)
-    return frame
+    return small_table.to_frame(table.printed())
 
 
 def to_styler(table: ResultsTable) -> Styler:
     """:func:`to_frame` for a notebook, best cells bold, the caption above."""
-    printed, frame = table.printed(), to_frame(table)
-    bold = pd.DataFrame("", index=frame.index, columns=frame.columns)
-    for c, (domain, metric) in enumerate(table.columns, start=1):
-        for r, method in enumerate(table.methods):
-            bold.iloc[r, c] = "font-weight: bold" if printed[method, domain, metric][2] else ""
-    name = f"{table.dataset}-{table.protocol}"  # a fixed id: equal tables give equal HTML
-    caption = " ".join([table.caption, *table.notes])
-    return Styler(frame, uuid=name).apply(lambda _: bold, axis=None).set_caption(caption)
+    return small_table.to_styler(table.printed())
 
 
 def to_markdown(table: ResultsTable, width: int = 8) -> str:
     """GitHub Markdown, in blocks of whole domains with at most ``width`` columns of numbers."""
-    printed = table.printed()
-    lines = [table.caption, ""]
-    for block in _blocks(table, width):
-        head = [f"{style.domain_label(d)} {style.metric_label(k)}" for d, k in block]
-        lines.append("| " + " | ".join(["Method", "Seeds", *head]) + " |")
-        lines.append("|" + "|".join(["---", *["---:"] * (1 + len(block))]) + "|")
-        for m in table.methods:
-            cells = [_plain(printed[m, d, k], "**") for d, k in block]
-            lines.append("| " + " | ".join([style.method_label(m), table.seeds(m), *cells]) + " |")
-        lines.append("")
-    for note in table.notes:
-        lines += [note, ""]
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return small_table.to_markdown(table.printed(width))
 
 
 def to_latex(table: ResultsTable, width: int = 8) -> str:
     """A ``table*`` with one booktabs ``tabular`` for each block of whole domains."""
-    printed = table.printed()
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table*}[t]",
-        "\\centering\\small\\setlength{\\tabcolsep}{4pt}",
-        f"\\caption{{{_tex(table.caption)}}}",
-        f"\\label{{tab:{table.dataset}-{table.protocol}}}",
-    ]
-    for number, block in enumerate(_blocks(table, width)):
-        if number:
-            lines.append("\\par\\medskip")
-        groups = list(dict.fromkeys(domain for domain, _ in block))
-        lines.append(f"\\begin{{tabular}}{{lr{'r' * len(block)}}}")
-        lines.append("\\toprule")
-        if groups:
-            each = len(block) // len(groups)
-            spans = [
-                f"\\multicolumn{{{each}}}{{c}}{{{_tex(style.domain_label(g))}}}" for g in groups
-            ]
-            rules = [
-                f"\\cmidrule(lr){{{3 + i * each}-{2 + (i + 1) * each}}}" for i in range(len(groups))
-            ]
-            lines.append(" & ".join(["", "", *spans]) + " \\\\")
-            lines.append("".join(rules))
-        lines.append(
-            " & ".join(["Method", "Seeds", *(style.metric_label(k) for _, k in block)]) + " \\\\"
-        )
-        lines.append("\\midrule")
-        for m in table.methods:
-            cells = [_math(printed[m, d, k]) for d, k in block]
-            seeds = table.seeds(m).replace("–", "--")
-            lines.append(" & ".join([_tex(style.method_label(m)), seeds, *cells]) + " \\\\")
-        lines += ["\\bottomrule", "\\end{tabular}"]
-    if table.notes:
-        lines.append(f"\\par\\smallskip\\footnotesize {_tex(' '.join(table.notes))}")
-    lines.append("\\end{table*}")
-    return "\n".join(lines) + "\n"
+    return small_table.to_latex(table.printed(width))
 
 
 def write(table: ResultsTable, folder: str | Path, name: str) -> tuple[Path, Path, Path]:
     """Write ``<folder>/<name>.csv``, ``.md`` and ``.tex``, each whole or not at all."""
-    folder = Path(folder)
-    return (
-        style.write(folder / f"{name}.csv", to_csv(table)),
-        style.write(folder / f"{name}.md", to_markdown(table)),
-        style.write(folder / f"{name}.tex", to_latex(table)),
-    )
-
-
-def _blocks(table: ResultsTable, width: int) -> list[list[tuple[str, str]]]:
-    """The columns cut into blocks of whole domains; one empty block if there are none."""
-    domains = max(width // len(table.metrics), 1)
-    step = domains * len(table.metrics)
-    columns = table.columns
-    return [columns[i : i + step] for i in range(0, len(columns), step)] or [[]]
-
-
-def _plain(cell: tuple[str, str, bool], mark: str = "") -> str:
-    mean, sd, bold = cell
-    if not mean:
-        return GAP
-    return (f"{mark}{mean}{mark}" if bold else mean) + (f" ± {sd}" if sd else "")
-
-
-def _math(cell: tuple[str, str, bool]) -> str:
-    mean, sd, bold = cell
-    if not mean:
-        return "--"
-    spread = f"{{\\scriptsize$\\,\\pm\\,${sd}}}" if sd else ""
-    return (f"\\textbf{{{mean}}}" if bold else mean) + spread
-
-
-def _tex(text: str) -> str:
-    for plain, escaped in (
-        ("\\", "\\textbackslash "),
-        ("&", "\\&"),
-        ("%", "\\%"),
-        ("_", "\\_"),
-        ("#", "\\#"),
-        ("$", "\\$"),
-        ("±", "$\\pm$"),
-        ("–", "--"),
-    ):
-        text = text.replace(plain, escaped)
-    return text
+    return small_table.write(table.printed(8), folder, name, csv=to_csv(table))

@@ -26,6 +26,7 @@ FAINT = "#8a8a8a"
 METHOD_LABELS = {
     "zero-shot": "Zero-shot",
     "popularity": "Popularity",
+    "als": "ALS",
     "local": "Local",
     "centralized": "Centralized",
     "fedavg": "FedAvg",
@@ -38,11 +39,15 @@ METHOD_LABELS = {
     "fellrec": "FELLRec",
     "feddpa": "FedDPA",
     "fedecider": "FeDecider",
+    "fedecider-no-direction": "– w/o direction",
+    "fedecider-no-personalization": "– w/o personalization",
+    "fedecider-no-both": "– w/o both",
 }
 
 METHOD_COLORS = {
     "zero-shot": "#999999",
     "popularity": "#000000",
+    "als": "#6699CC",
     "local": "#009E73",
     "centralized": "#555555",
     "fedavg": "#0072B2",
@@ -55,6 +60,9 @@ METHOD_COLORS = {
     "fellrec": "#999933",
     "feddpa": "#AA4499",
     "fedecider": "#D55E00",
+    "fedecider-no-direction": "#DDAA33",
+    "fedecider-no-personalization": "#BB5566",
+    "fedecider-no-both": "#997700",
 }
 
 # The eight genres of the UCSD Book Graph, and three Amazon categories: the two data sets never

@@ -42,7 +42,7 @@ _FIGURES: tuple[Shown, ...] = (
     Shown("figure_6_sensitivity"),
     Shown("figure_7_quality_vs_bytes"),
     Shown("table_1_datasets", files="tables/{name}.*", once=True),
-    Shown("table_4_ablations", files="tables/{name}.*"),
+    Shown("table_4_ablations", files="tables/{name}*.*"),
     Shown("table_5_communication", files="tables/{name}.*"),
     Shown("table_6_privacy", files="tables/{name}*.*", model=True, seconds=60),
     Shown("table_7_backbones", files="tables/{name}.*"),
@@ -62,10 +62,9 @@ def stages(preset: Preset, results: Path, root: Path) -> list[Stage]:
         where = {"results": str(results)}
     plan = _Plan(preset, where, root)
     prepared = [plan.prepare(dataset, entry) for dataset, entry in preset.datasets.items()]
-    searches = plan.searches()
     # Seed by seed over all data sets: what there is after an hour is one seed of everything.
     runs = [run for seed in preset.seeds for run in plan.runs(seed)]
-    sweeps = plan.sweeps()
+    searches, sweeps = plan.searches(), plan.sweeps()
     tables = [
         plan.table(dataset, _TABLES[_served_by(dataset, entry)], [*runs, *sweeps])
         for dataset, entry in preset.datasets.items()

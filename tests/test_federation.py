@@ -37,7 +37,10 @@ def data(tmp_path_factory):
 
 def finished(folder, names=("metrics.csv", "rounds.csv", "alphas.csv", "geometry.csv")):
     """Every number of a run; the seconds, which are not reproducible, left out."""
-    parts = [pd.read_csv(folder / name).drop(columns=["seconds", "memory"], errors="ignore") for name in names]
+    parts = [
+        pd.read_csv(folder / name).drop(columns=["seconds", "memory"], errors="ignore")
+        for name in names
+    ]
     parts.append(pd.read_parquet(folder / "ranks.parquet"))
     parts.append(load_file(folder / "adapters" / "books" / "adapter_model.safetensors"))
     return parts
@@ -513,7 +516,9 @@ def test_user_samples_are_nested_and_sorted():
 
 
 def test_bad_names_are_refused(backbone, data, tmp_path):
-    with pytest.raises(ValueError, match="one of zero-shot, als, local, .* fedecider, got 'fedsgd'"):
+    with pytest.raises(
+        ValueError, match="one of zero-shot, als, local, .* fedecider, got 'fedsgd'"
+    ):
         federation.run(config(data, tmp_path / "x", "fedsgd"), backbone)
     with pytest.raises(FileNotFoundError, match="no prepared domains"):
         federation.run(config(tmp_path / "nothing", tmp_path / "y"), backbone)

@@ -188,9 +188,10 @@ def test_protocols_never_mix():
     assert "whole catalogue (ranker: grounding)" in catalogue.caption
 
 
-def test_other_methods_follow_in_alphabetical_order():
-    values = VALUES | {("rolora", "children"): [0.01], ("feddpa", "children"): [0.01]}
-    assert table(values).methods[-3:] == ("fedecider", "feddpa", "rolora")
+def test_methods_stand_in_display_order_and_unknown_ones_follow_alphabetically():
+    more = ("rolora", "fedzip", "fedbee")
+    values = VALUES | {(method, "children"): [0.01] for method in more}
+    assert table(values).methods[-4:] == ("rolora", "fedecider", "fedbee", "fedzip")
     assert table(values, methods=["local"]).methods[:2] == ("zero-shot", "popularity")
 
 

@@ -1,9 +1,12 @@
 """Form of every notebook, and every notebook run end to end on the tiny model."""
 
 import ast
+import html
 import io
+import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -157,6 +160,36 @@ def test_the_report_has_every_figure_and_table(tiny):
         assert (tiny.results / file).is_file()
     assert page.count("<table") >= 4
     assert "What was run, and how" in page
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_report_renders_in_a_browser(tiny, tmp_path):
+    """Every picture shows, and no text stands outside the page at a laptop's and a phone's width."""
+    probe = """<script>window.onload = () => {
+      const pictures = [...document.images];
+      document.title = JSON.stringify({
+        pictures: pictures.length,
+        broken: pictures.filter(one => !one.complete || one.naturalWidth === 0).length,
+        unnamed: pictures.filter(one => !one.alt || one.alt === "No description has been provided for this image").length,
+        beyond: document.documentElement.scrollWidth - window.innerWidth,
+      })}</script></body>"""
+    page = (tiny.results / "report.html").read_text()
+    (tmp_path / "report.html").write_text(page.replace("</body>", probe))
+    for width in (1280, 500):
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+        command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
+        command += [f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom"]
+        command += [f"file://{tmp_path / 'report.html'}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        title = html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1])
+        found = json.loads(title)
+        figures = [s for s in tiny.todo if s.in_report and s.notebook.startswith("figure")]
+        assert found["pictures"] >= len(figures)
+        assert found["broken"] == found["unnamed"] == 0
+        assert found["beyond"] <= 0
 
 
 def test_a_second_run_does_nothing(tiny):

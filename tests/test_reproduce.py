@@ -288,7 +288,7 @@ def test_a_preset_that_is_unfit_is_one_sentence(tmp_path, text, message):
 
 
 def test_an_unknown_preset_lists_the_known():
-    with pytest.raises(StageError, match="no preset 'demmo': it is one of demo, paper, sample, ti"):
+    with pytest.raises(StageError, match="no preset 'demmo': it is one of demo, paper, planted, s"):
         plan.load("demmo", ROOT)
 
 
@@ -297,7 +297,8 @@ def test_every_preset_makes_valid_stages(tmp_path):
     dumps = str(tmp_path / "dumps")
     for path in sorted((ROOT / "notebooks/presets").glob("*.yaml")):
         name = path.stem
-        folders = {} if name in ("demo", "tiny") else {"goodreads": dumps, "amazon": dumps}
+        made = name in ("demo", "planted", "tiny")
+        folders = {} if made else {"goodreads": dumps, "amazon": dumps}
         complete = plan.given(plan.load(name, ROOT), name, ROOT, **folders, model="tiny")
         todo = plan.stages(complete, ROOT / "results" / name, ROOT)
         names = [stage.name for stage in todo]
@@ -314,6 +315,59 @@ def test_what_has_no_seed_runs_once():
         "run_federation-goodreads-zero-shot-seed3"
     ]
     assert sum("goodreads-local" in name for name in names) == 2
+
+
+def test_searched_settings_reach_the_runs_and_every_method_gets_as_many_tries():
+    todo = {stage.name: stage for stage in plan.stages(preset(), ROOT / "results/tiny", ROOT)}
+    search = todo["search_settings-goodreads-fedecider"]
+    assert search.parameters["tries"] == [{"alpha_lr": 0.01}, {"alpha_lr": 0.1}]
+    assert search.parameters["settings"]["train_users"] == 4
+    run = todo["run_federation-goodreads-fedecider-seed0"]
+    assert run.parameters["chosen"] in run.inputs and search.name in run.needs
+    assert "chosen" not in todo["run_federation-goodreads-local-seed0"].parameters
+    for path in (ROOT / "notebooks/presets").glob("*.yaml"):
+        loaded = plan.load(path.stem, ROOT)
+        if loaded.search is not None:
+            assert len({len(tries) for tries in loaded.search.tries.values()}) == 1, path
+            trained = {m for m in loaded.methods if plan.METHODS[m].rounds_needed}
+            assert set(loaded.search.tries) == trained or path.stem == "tiny", path
+
+
+def test_a_sweep_changes_one_field_of_its_base():
+    todo = {stage.name: stage for stage in plan.stages(preset(), ROOT / "results/tiny", ROOT)}
+    sweeps = {name: one for name, one in todo.items() if "-sweeps-" in name}
+    assert set(sweeps) == {
+        "run_federation-sweeps-goodreads-base-fedecider-seed0",
+        "run_federation-sweeps-goodreads-alpha_init-0.1-fedecider-seed0",
+        "run_federation-sweeps-goodreads-backbone-tiny@1-fedecider-seed0",
+    }
+    base = sweeps["run_federation-sweeps-goodreads-base-fedecider-seed0"]
+    for name, one in sweeps.items():
+        assert one.parameters["settings"] == base.parameters["settings"]
+        assert one.parameters["settings"]["rankers"] == ["likelihood"]
+        assert one.parameters["run"] == f"sweeps/goodreads/{name.split('goodreads-')[1]}"
+        assert len(one.parameters["change"]) == (one is not base)
+        assert one.name in todo["table_4_ablations_goodreads"].needs
+
+
+def test_unfit_tries_and_sweeps_are_named_before_anything_runs(tmp_path):
+    search = preset().search.model_copy(update={"tries": {"fedecider": [{"alpha_rl": 1}]}})
+    with pytest.raises(StageError, match="search settings of goodreads: unknown name 'alpha_rl'"):
+        plan.stages(preset(search=search), tmp_path, ROOT)
+    sweeps = preset().sweeps.model_copy(update={"fields": {"rank": [0]}})
+    with pytest.raises(StageError, match="sweep settings of goodreads: rank"):
+        plan.stages(preset(sweeps=sweeps), tmp_path, ROOT)
+
+
+def test_only_the_pictures_that_a_preset_names_are_drawn():
+    few = preset(shown=["figure_4", "table_1"])
+    shown = [s.notebook for s in plan.stages(few, ROOT / "r", ROOT) if s.in_report]
+    assert set(shown) == {
+        "table_2_goodreads",
+        "table_3_amazon",
+        "figure_4_alpha_heatmap",
+        "table_1_datasets",
+    }
 
 
 def test_what_the_paper_preset_needs_is_said_at_once(tmp_path, capsys):
@@ -347,7 +401,9 @@ def test_a_third_data_set_is_prepared_and_shown_under_its_own_name(tmp_path):
     assert notebooks["table_2_goodreads_own"] == notebooks["table_2_goodreads"]
     assert notebooks["table_3_shops"] == "table_3_amazon"
     assert notebooks["figure_5_alpha_convergence-shops"] == "figure_5_alpha_convergence"
-    assert all(stage.parameters["dataset"] in stage.name for stage in todo)
+    once = [stage for stage in todo if "dataset" not in stage.parameters]
+    assert [stage.notebook for stage in once] == ["table_1_datasets"]
+    assert all(stage.parameters["dataset"] in stage.name for stage in todo if stage not in once)
     # no file is taken for that of a data set whose name begins alike
     for file in ("tables/table_2_goodreads_own_sampled.csv", "data/goodreads_own/x/meta.json"):
         makers = [one.name for one in todo if any(fnmatch(file, glob) for glob in one.outputs)]

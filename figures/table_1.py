@@ -1,0 +1,64 @@
+"""Table 1: the prepared data sets, domain by domain."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from figures import style
+from figures.small_table import Column, Table
+
+COUNTS = ("users", "items", "interactions", "density", "median_history")
+_COLUMNS = ["dataset", "domain", *COUNTS, "kind", "folder"]
+
+
+def read(results: str | Path) -> pd.DataFrame:
+    """One row a prepared domain: dataset, domain, ``COUNTS``, kind, folder.
+
+    ``results`` is the folder with data/<dataset>/<domain>/meta.json. density is interactions /
+    (users x items); median_history the median of a user's interactions, test and validation items
+    included; kind the format of the raw files; folder is relative to ``results``. Raises
+    ValueError for a meta.json that lacks a count.
+    """
+    results, rows = Path(results), []
+    for path in sorted(results.glob("data/[!.]*/[!.]*/meta.json")):  # dots: in the making
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        counts = meta.get("result", {})
+        missing = [name for name in COUNTS if name not in counts]
+        if missing:
+            raise ValueError(f"{path} does not tell {', '.join(missing)}: prepare this domain anew")
+        rows.append(
+            {
+                "dataset": meta["dataset"],
+                "domain": meta["domain"],
+                **{name: counts[name] for name in COUNTS},
+                "kind": meta.get("settings", {}).get("kind", ""),
+                "folder": path.parent.relative_to(results).as_posix(),
+            }
+        )
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def datasets(domains: pd.DataFrame) -> Table:
+    """The table of the frame of :func:`read`, data set by data set."""
+    planted = sorted(set(domains[domains["kind"] == "planted"]["dataset"]))
+    generated = ", ".join(style.dataset_label(name) for name in planted)
+    notes = [f"Generated, with planted structure: {generated}."] if planted else []
+    return Table(
+        label="datasets",
+        caption="Data sets after filtering. Density: share of all user-item pairs; history: "
+        "median of a user's interactions, those for validation and test included.",
+        columns=(
+            Column("dataset", "Data set", align="l", words=style.dataset_label),
+            Column("domain", "Domain", align="l", words=style.domain_label),
+            Column("users", "Users", ",.0f"),
+            Column("items", "Items", ",.0f"),
+            Column("interactions", "Interactions", ",.0f"),
+            Column("density", "Density, %", ".3f", scale=100),
+            Column("median_history", "Median history", ".1f"),
+        ),
+        rows=domains,
+        notes=tuple(notes) if len(domains) else ("No prepared data.",),
+        block="dataset",
+        sources="folder",
+    )

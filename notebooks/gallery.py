@@ -1,0 +1,177 @@
+"""The gallery: small result files of runs, gathered over several sittings, and pictures of them.
+
+    python -m notebooks.gallery sample
+
+takes the finished runs of results/<preset> into figures/gallery/<preset>, beside those that are
+there already, draws the figures and tables of all of them anew, and writes their summary, for
+sample also into the README. What goes in is derived: no row of a data set (users are numbered, not
+named) and no weights. `--draw` only draws.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from fedecider import runs
+from figures import summary
+from notebooks import plan, reproduce
+from notebooks.stages import Stage, StageError
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("runs", "sweeps")
+_FILES = ("config.json", "result.json", "metrics.csv", "rounds.csv", "alphas.csv")
+_SHOWN = (".png", ".csv", ".md", ".tex")
+
+
+def take(results: Path, gallery: Path) -> list[str]:
+    """Copy the small files of every finished run; names of the runs that are new or changed.
+
+    Raises StageError, before anything is written, for a run on other data than those of the same
+    data set in the gallery: their users would not be the same.
+    """
+    found = [run for kind in KINDS for run in runs.finished(results / kind)]
+    digests = _digests(gallery)
+    for run in found:
+        config = json.loads((run / "config.json").read_text())
+        place = run.relative_to(results).as_posix()
+        kind = (config["dataset"], place.split("/")[0])
+        known = digests.setdefault(kind, config["data_digest"])
+        if known != config["data_digest"]:
+            raise StageError(
+                f"{run} ran on other data than the {kind[0]} runs in {gallery}: name another "
+                "gallery, or delete those runs first"
+            )
+    taken = []
+    for run in found:
+        into = gallery / run.relative_to(results)
+        if _same(run, into):
+            continue
+        for name in _FILES:
+            with runs.atomic(into / name) as beside:
+                shutil.copyfile(run / name, beside)
+        with runs.atomic(into / "ranks.parquet") as beside:
+            _numbered(pd.read_parquet(run / "ranks.parquet")).to_parquet(beside, index=False)
+        if "local" in run.name:  # what the figure of the scale noise shows; the rest is large
+            table = pd.read_csv(run / "geometry.csv")
+            runs.write_csv(into / "geometry.csv", table[table["round"] == table["round"].max()])
+        taken.append(into.relative_to(gallery).as_posix())
+    for path in sorted(results.glob("search/*/*/chosen.json")):
+        with runs.atomic(gallery / path.relative_to(results)) as beside:
+            shutil.copyfile(path, beside)
+    return taken
+
+
+def _digests(gallery: Path) -> dict:
+    found = {}
+    for kind in KINDS:
+        for path in gallery.glob(f"{kind}/*/*/config.json"):
+            config = json.loads(path.read_text())
+            found[config["dataset"], kind] = config.get("data_digest")
+    return found
+
+
+def _same(run: Path, into: Path) -> bool:
+    path = into / "result.json"
+    return path.exists() and path.read_bytes() == (run / "result.json").read_bytes()
+
+
+def _numbered(ranks: pd.DataFrame) -> pd.DataFrame:
+    """Users by their place in the sorted ids of their domain: the same user has the same number."""
+    number = ranks.groupby("domain")["user_id"].transform(
+        lambda ids: ids.map({user: place for place, user in enumerate(sorted(set(ids)))})
+    )
+    return ranks.assign(user_id=number.map("{:05d}".format))
+
+
+def draw(name: str, results: Path, gallery: Path) -> int:
+    """Figures and tables of all runs in the gallery; how many were drawn anew.
+
+    In results/published, where the runs of the gallery lie beside what only the results have: the
+    prepared data, and the adapters of single runs. A picture that needs those is drawn where they
+    are, and left as it is where not.
+    """
+    published = results / "published"
+    for kind in KINDS:
+        for run in runs.finished(gallery / kind):
+            into = published / run.relative_to(gallery)
+            shutil.copytree(run, into, dirs_exist_ok=True)
+            adapters = results / run.relative_to(gallery) / "adapters"
+            if adapters.is_dir() and not (into / "adapters").exists():
+                (into / "adapters").symlink_to(os.path.abspath(adapters))
+    if (results / "data").is_dir() and not (published / "data").exists():
+        (published / "data").symlink_to(os.path.abspath(results / "data"))
+    todo = [one for one in _pictures(name, published) if _can(one, published)]
+    ran, _ = reproduce.bring_up_to_date(todo, published, ROOT)
+    for folder in ("figures", "tables"):
+        for path in sorted((published / folder).glob("*")):
+            if path.suffix in _SHOWN:
+                with runs.atomic(gallery / folder / path.name) as beside:
+                    shutil.copyfile(path, beside)
+    return ran
+
+
+def summarise(gallery: Path, readme: Path | None = None) -> str:
+    """The results on one page, written to summary.md and, between its marks, into a README."""
+    place = gallery / "runs"
+    page = summary.page(runs.metrics(place), runs.rounds(place), runs.compare(runs.ranks(place)))
+    with runs.atomic(gallery / "summary.md") as beside:
+        beside.write_text(page, encoding="utf-8")
+    if readme is not None:
+        text = readme.read_text(encoding="utf-8")
+        before, begin, rest = text.partition(summary.BEGIN)
+        _, end, after = rest.partition(summary.END)
+        if not (begin and end):
+            raise StageError(f"{readme} needs the lines {summary.BEGIN} and {summary.END}")
+        with runs.atomic(readme) as beside:
+            beside.write_text(before + page.strip() + after, encoding="utf-8")
+    return page
+
+
+def _pictures(name: str, published: Path) -> list[Stage]:
+    preset = plan.load(name, ROOT)
+    preset = preset.model_copy(update={"backbone": preset.backbone or "smollm2-135m"})
+    return [stage for stage in plan.stages(preset, published, ROOT) if stage.in_report]
+
+
+def _can(stage: Stage, published: Path) -> bool:
+    """Whether what the picture reads is there."""
+    wants = [pattern for pattern in stage.inputs if not pattern.startswith("sweeps/")]
+    if stage.notebook in ("table_6_privacy", "table_8_theory"):
+        wants = [*wants, f"runs/{stage.parameters['dataset']}/fedecider-*/adapters/*/*"]
+    return all(any(published.glob(pattern)) for pattern in wants)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m notebooks.gallery",
+        description="Take finished runs into the gallery and draw its figures and tables.",
+    )
+    parser.add_argument("preset", help="a name in notebooks/presets")
+    parser.add_argument("--results", help="folder of the results (default: results/<preset>)")
+    parser.add_argument("--gallery", help="folder (default: figures/gallery/<preset>)")
+    parser.add_argument("--draw", action="store_true", help="take nothing, only draw")
+    chosen = parser.parse_args(arguments)
+    results = Path(chosen.results or ROOT / "results" / chosen.preset).absolute()
+    gallery = Path(chosen.gallery or ROOT / "figures" / "gallery" / chosen.preset).absolute()
+    try:
+        taken = [] if chosen.draw else take(results, gallery)
+        drawn = draw(chosen.preset, results, gallery)
+        summarise(gallery, ROOT / "README.md" if chosen.preset == "sample" else None)
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(taken)} runs taken, {drawn} pictures drawn: {gallery}")
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ["FEDECIDER_CACHE"] = os.path.abspath(
+        os.environ.get("FEDECIDER_CACHE") or ROOT / ".cache"
+    )
+    sys.exit(main())

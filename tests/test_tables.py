@@ -1,0 +1,642 @@
+"""Tables 1, 4, 5, 7 and 9, from made-up frames and tiny run folders: numbers, gaps, files."""
+
+import io
+import json
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from fedecider import runs
+from fedecider.config import RunConfig
+from figures import setting_rows, small_table, style, table_1, table_4, table_5, table_7, table_9
+from figures.small_table import Column, Table
+
+DOMAINS = ("children", "comics_graphic")
+
+
+def csv(table):
+    return pd.read_csv(io.StringIO(small_table.to_csv(table)))
+
+
+def lines(table):
+    """Rows of the Markdown form as lists of cells, the heading first."""
+    rows = [row for row in small_table.to_markdown(table).splitlines() if row.startswith("|")]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return [row for row in rows if not set("".join(row)) <= set("-:")]
+
+
+def line(table, *start):
+    """The cells of the one row that has these first words, "" for what a block prints once."""
+    (found,) = [row for row in lines(table) if tuple(row[: len(start)]) == start]
+    return found[len(start) :]
+
+
+# The shared table
+
+
+ROWS = pd.DataFrame(
+    {
+        "block": ["one", "one", "one", "two", "two", "three"],
+        "name": ["a_b", "b", "c", "a_b", "b", "a_b"],
+        "score": [0.12344, 0.12341, None, 0.5, 0.25, 0.9],
+        "score_sd": [0.01, None, None, 0.02, 0.0, None],
+        "loss": [2.0, 1.0, 3.0, None, 4.0, None],
+        "change": [-0.00004, 0.01, None, -0.02, 0.0, None],
+        "bytes": [1234567, 0, None, 1e6, 2e6, 3e6],
+        "runs": ["x/1;x/2", "x/3", "", "x/4", "x/5", "x/6"],
+        "hidden": range(6),
+    }
+)
+COLUMNS = (
+    Column("block", "Block", align="l"),
+    Column("name", "Name", align="l", words=str.upper),
+    Column("score", "Score, %", ".2f", 100, "score_sd", "Good", best="max"),
+    Column("loss", "Loss", ".1f", group="Bad", best="min"),
+    Column("change", "Δ", "+.3f", spread="score_sd", group="Bad"),
+    Column("bytes", "kB", ",.1f", 1e-3, group="Ugly"),
+)
+TABLE = Table("six-rows", "Six rows.", COLUMNS, ROWS, ("A note of 5 %.",), block="block")
+
+
+def test_numbers_are_scaled_signed_and_grouped():
+    assert lines(TABLE)[:2] == [
+        ["Block", "Name", "Good Score, %", "Bad Loss", "Bad Δ", "Ugly kB"],
+        # -0.00004 prints as a zero without a sign; a spread has no plus
+        ["one", "A_B", "**12.34** ± 1.00", "2.0", "0.000 ± 0.010", "1,234.6"],
+    ]
+    assert lines(TABLE)[2] == ["", "B", "**12.34**", "**1.0**", "+0.010", "0.0"]
+    assert lines(TABLE)[3] == ["", "C", "–", "3.0", "–", "–"]
+    assert lines(TABLE)[4][4] == "−0.020 ± 0.020"
+
+
+def test_best_values_are_those_of_a_block_as_printed():
+    bold = [[cell.bold for cell in row] for row in small_table.cells(TABLE)]
+    score, loss = ([row[c] for row in bold] for c in (2, 3))
+    assert score == [True, True, False, True, False, False]  # 12.344 and 12.341 print alike
+    assert loss == [False, True, False, False, False, False]  # one value has none to beat
+    assert not any(row[c] for row in bold for c in (0, 1, 4, 5))
+    whole = replace(TABLE, block="")
+    assert [row[2].bold for row in small_table.cells(whole)] == [False] * 5 + [True]
+
+
+def test_a_block_is_named_once_and_set_apart():
+    assert [row[0] for row in lines(TABLE)[1:]] == ["one", "", "", "two", "", "three"]
+    assert small_table.to_latex(TABLE).count("\\midrule") == 3
+    frame = small_table.to_frame(TABLE)
+    assert list(frame.index)[:2] == [("one", "A_B"), ("one", "B")]
+    assert frame.loc[("two", "B"), ("Ugly", "kB")] == "2,000.0"
+
+
+def test_csv_holds_every_column_unrounded_and_the_runs_are_not_printed():
+    pd.testing.assert_frame_equal(csv(TABLE).drop(columns="runs"), ROWS.drop(columns="runs"))
+    assert list(csv(TABLE)["runs"].fillna("")) == list(ROWS["runs"])
+    assert "0.12344" in small_table.to_csv(TABLE)
+    for text in (
+        small_table.to_markdown(TABLE),
+        small_table.to_latex(TABLE),
+        small_table.to_styler(TABLE).to_html(),
+    ):
+        assert "x/1" not in text and "hidden" not in text.lower()
+        assert "A note of 5" in text
+
+
+def test_wide_tables_are_cut_between_groups():
+    assert len([row for row in lines(replace(TABLE, width=3)) if row[0] == "Block"]) == 2
+    heads = [row for row in lines(replace(TABLE, width=1)) if row[0] == "Block"]
+    assert [row[2:] for row in heads] == [["Good Score, %"], ["Bad Loss", "Bad Δ"], ["Ugly kB"]]
+    latex = small_table.to_latex(replace(TABLE, width=2))
+    assert latex.count("\\begin{tabular}{llr}") == 2 and latex.count("{llrr}") == 1
+    assert latex.count("\\par\\medskip") == 2
+
+
+def test_latex_is_well_formed_and_plain_ascii():
+    latex = small_table.to_latex(TABLE)
+    assert latex.isascii() and latex.count("{") == latex.count("}")
+    assert "\\multicolumn{2}{c}{Bad}" in latex
+    assert "\\cmidrule(lr){3-3}\\cmidrule(lr){4-5}\\cmidrule(lr){6-6}" in latex
+    assert "one & A\\_B & \\textbf{12.34}{\\scriptsize$\\,\\pm\\,$1.00} & 2.0" in latex
+    assert "$-$0.020" in latex and "Score, \\%" in latex and "$\\Delta$" in latex
+    assert "\\label{tab:six-rows}" in latex and "\\footnotesize A note of 5 \\%." in latex
+
+
+def test_styler_marks_the_best_cells():
+    html = small_table.to_styler(TABLE).to_html()
+    assert html.split("{")[0].count("#T_six-rows_row") == 4
+    assert "12.34\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}1.00" in html
+
+
+def test_tables_that_cannot_be_read_are_refused():
+    with pytest.raises(ValueError, match="six-rows frame has no column bytes"):
+        replace(TABLE, rows=ROWS.drop(columns="bytes"))
+    with pytest.raises(ValueError, match="six-rows frame has no column runs"):
+        replace(TABLE, rows=ROWS.drop(columns="runs"))
+    with pytest.raises(ValueError, match="table six-rows has several rows two / b"):
+        replace(TABLE, rows=pd.concat([ROWS, ROWS[4:5]]))
+    with pytest.raises(ValueError, match="no leading column of text"):
+        replace(TABLE, columns=COLUMNS[2:])
+
+
+# Folders of made-up results
+
+
+def result(folder, method, seed=0, dataset="goodreads", finished=True, ranking=8.0, **settings):
+    """A run folder without numbers."""
+    folder.mkdir(parents=True)
+    config = RunConfig(
+        data="data", folder=folder, dataset=dataset, method=method, seed=seed, **settings
+    ).stored()
+    runs.write_json(folder / "config.json", config)
+    rows = pd.DataFrame(columns=runs.COLUMNS["metrics"]).drop(columns=["seed", "dataset", "run"])
+    rows.to_csv(folder / "metrics.csv", index=False)
+    no_key = [c for c in runs.COLUMNS["rounds"] if c not in ("dataset", "method", "seed", "run")]
+    pd.DataFrame(columns=no_key).to_csv(folder / "rounds.csv", index=False)
+    if finished:
+        content = {"config": config} | ({} if ranking is None else {"ranking_seconds": ranking})
+        runs.write_json(folder / "result.json", content)
+    return folder
+
+
+def ranked(folder, values, ranker="likelihood", domains=DOMAINS):
+    """{metric: one value a domain} added to the folder's metrics."""
+    path = folder / "metrics.csv"
+    protocol = "sampled" if ranker == "likelihood" else "catalogue"
+    method = json.loads((folder / "config.json").read_text())["method"]
+    rows = [
+        (domain, name, protocol, by, metric, value, 40)
+        for metric, each in values.items()
+        for domain, value in zip(domains, each, strict=True)
+        for name, by in ((method, ranker), ("popularity", "popularity"))
+    ]
+    columns = ["domain", "method", "protocol", "ranker", "metric", "value", "users"]
+    new = pd.DataFrame(rows, columns=columns)
+    new.loc[new["method"] == "popularity", "value"] = 0.99
+    old = pd.read_csv(path)
+    (pd.concat([old, new]) if len(old) else new).to_csv(path, index=False)
+    return folder
+
+
+def trained(folder, losses, up=0, down=0, seconds=1.0, memory=100.0, domains=DOMAINS):
+    """Validation losses of every client, one a round; bytes, seconds, memory by (round, client)."""
+
+    def at(value, number, c):
+        return value(number, c) if callable(value) else value
+
+    rows = [
+        {
+            "round": number,
+            "client": client,
+            "train_loss": 1.0,
+            "valid_loss": loss,
+            "bytes_up": at(up, number, c),
+            "bytes_down": at(down, number, c),
+            "seconds": at(seconds, number, c),
+            "update_norm": 1.0,
+            "steps": 10 * number,
+            "memory": at(memory, number, c),
+        }
+        for c, client in enumerate(domains)
+        for number, loss in enumerate(losses[c], start=1)
+    ]
+    pd.DataFrame(rows[::-1]).to_csv(folder / "rounds.csv", index=False)  # in no useful order
+    return folder
+
+
+def located(results, read):
+    main, swept = read(results / "runs"), read(results / "sweeps")
+    return setting_rows.located(runs=main, sweeps=swept)
+
+
+def ablations(results, **arguments):
+    frames = (located(results, read) for read in (runs.metrics, runs.rounds, runs.configs))
+    return table_4.ablations(*frames, dataset="goodreads", **arguments)
+
+
+def communication(results, **arguments):
+    frames = (located(results, read) for read in (runs.rounds, runs.configs))
+    return table_5.communication(*frames, dataset="goodreads", **arguments)
+
+
+def backbones(results, **arguments):
+    frames = (
+        setting_rows.located(sweeps=read(results / "sweeps"))
+        for read in (runs.metrics, runs.rounds, runs.configs)
+    )
+    return table_7.backbones(*frames, dataset="goodreads", **arguments)
+
+
+def cost(results, **arguments):
+    rounds = setting_rows.located(runs=runs.rounds(results / "runs"))
+    ranking = setting_rows.located(runs=table_9.ranking_seconds(results / "runs"))
+    return table_9.cost(rounds, ranking, dataset="goodreads", **arguments)
+
+
+def all_tables(results):
+    return [
+        table_1.datasets(table_1.read(results)),
+        ablations(results),
+        ablations(results, protocol="catalogue"),
+        communication(results),
+        backbones(results),
+        cost(results),
+    ]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Two seeds of the main runs, one of the sweeps; nothing of fedecider-no-both."""
+    results = tmp_path_factory.mktemp("results")
+    main, swept = results / "runs/goodreads", results / "sweeps/goodreads"
+
+    def run(folder, method, ndcg, loss, seed=0, up=0, down=0, **settings):
+        folder = result(folder, method, seed, **settings)
+        ranked(folder, {"ndcg@10": ndcg, "hit@10": [value / 2 for value in ndcg]})
+        return trained(folder, loss, up, down)
+
+    flat = [[2.0, 1.5], [3.0, 2.5]]  # best 1.5 and 2.5 in round 2: mean 2
+    first = [[1.5, 1.5], [2.5, 2.6]]  # best in round 1
+    run(main / "local-seed0", "local", [0.1, 0.2], flat)
+    run(main / "fedavg-seed0", "fedavg", [0.1, 0.2], flat, up=1024, down=1024)
+    run(main / "fedecider-seed0", "fedecider", [0.2, 0.3], flat, up=2048, down=4096)
+    run(main / "fedecider-seed1", "fedecider", [0.3, 0.4], first, 1, 2048, 4096)
+    # rolora: B in odd rounds, A in even ones, and clients of other sizes
+    alternating = {"up": lambda r, c: (100, 300)[r % 2] * 1024 + 1024 * c}
+    run(
+        main / "rolora-seed0",
+        "rolora",
+        [0.1, 0.1],
+        [[2.0] * 4, [2.0, 1.9, 1.8, 1.8]],
+        **alternating,
+    )
+    for seed, ndcg in ((0, [0.1, 0.3]), (1, [0.4, 0.3])):
+        folder = main / f"fedecider-no-direction-seed{seed}"
+        run(folder, "fedecider-no-direction", ndcg, [[1.0 + seed], [2.0]], seed)
+    ranked(main / "fedecider-seed0", {"ndcg@10": [0.01, 0.03]}, "grounding")
+    ranked(main / "fedecider-seed0", {"ndcg@10": [0.05, 0.07]}, "trie")
+    ranked(main / "fedecider-no-direction-seed0", {"ndcg@10": [0.02, 0.04]}, "grounding")
+    # Without seed 0, and without a domain: no mean.
+    folder = result(main / "fedecider-no-personalization-seed1", "fedecider-no-personalization", 1)
+    ranked(folder, {"ndcg@10": [0.9], "hit@10": [0.9]}, domains=DOMAINS[:1])
+    result(main / "zero-shot-seed0", "zero-shot", ranking=2.0)
+    result(main / "flora-seed0", "flora", finished=False)
+    # Other data, by the same name of a method.
+    run(results / "runs/amazon/fedavg-seed0", "fedavg", [0.9, 0.9], flat, 0, 9, 9, dataset="amazon")
+
+    run(swept / "base-local-seed0", "local", [0.3, 0.3], flat)
+    run(swept / "base-fedavg-seed0", "fedavg", [0.2, 0.2], flat, up=512, down=512)
+    run(swept / "base-fedecider-seed0", "fedecider", [0.2, 0.2], flat, up=1024, down=2048)
+    sweep = {"norm-column": {"norm": "column"}, "norm-frobenius": {"norm": "frobenius"}}
+    sweep |= {f"alpha_init-{v}": {"alpha_init": v} for v in (0.1, 0.02)}
+    sweep |= {"wire-int8": {"wire": "int8"}, "truncate-4": {"truncate": 4}}
+    sweep |= {
+        "truncate-1": {"truncate": 1},
+        "backbone-smollm2-135m@10": {"backbone": "smollm2-135m@10"},
+    }
+    for place, (name, settings) in enumerate(sweep.items()):
+        ndcg, loss = [0.2 + 0.1 * place] * 2, [[1.9], [1.9 + 0.1 * place]]
+        run(swept / f"{name}-fedecider-seed0", "fedecider", ndcg, loss, 0, 256, 512, **settings)
+    run(swept / "wire-int8-fedavg-seed0", "fedavg", [0.2, 0.2], flat, 0, 7, 7, wire="int8")
+    folder = swept / "backbone-tiny-local-seed0"
+    run(folder, "local", [0.0, 0.1], [[4.0], [4.0]], backbone="/somewhere/else/tiny")
+    return results
+
+
+# Table 1
+
+
+def meta(folder, dataset, domain, kind="goodreads", **counts):
+    numbers = {"users": 1200, "items": 10, "interactions": 30, "density": 0.0025}
+    numbers |= {"median_history": 7.5} | counts
+    content = {"dataset": dataset, "domain": domain, "settings": {"kind": kind}, "result": numbers}
+    place = folder / "data" / dataset / domain
+    place.mkdir(parents=True)
+    (place / "meta.json").write_text(json.dumps(content))
+    return place
+
+
+def test_table_1_shows_what_the_prepared_folders_say(tmp_path):
+    meta(tmp_path, "goodreads", "comics_graphic", users=9)
+    meta(tmp_path, "goodreads", "children")
+    meta(tmp_path, "amazon", "video_games", kind="planted")
+    meta(tmp_path, "amazon", ".video_games.partial")
+    (tmp_path / "data/amazon/affinity.json").write_text("{}")
+    table = table_1.datasets(table_1.read(tmp_path))
+    head = ["Users", "Items", "Interactions", "Density, %", "Median history"]
+    assert lines(table) == [
+        ["Data set", "Domain", *head],
+        ["Amazon", "Video games", "1,200", "10", "30", "0.250", "7.5"],
+        ["Goodreads", "Children", "1,200", "10", "30", "0.250", "7.5"],
+        ["", "Comics graphic", "9", "10", "30", "0.250", "7.5"],
+    ]
+    assert table.notes == ("Generated, with planted structure: Amazon.",)
+    rows = csv(table)
+    assert list(rows["folder"])[:2] == ["data/amazon/video_games", "data/goodreads/children"]
+    assert list(rows["domain"])[2] == "comics_graphic" and rows["density"][0] == 0.0025
+
+
+def test_table_1_reads_what_data_prep_writes(tmp_path):
+    import data_prep
+
+    settings = {"kind": "planted", "planted_users": 30, "planted_items": 20, "negatives": 5}
+    settings |= {"planted_history": 8, "progress": False}
+    made = data_prep.prepare(
+        "goodreads", tmp_path / "dumps", tmp_path / "data/goodreads", **settings
+    )
+    read = table_1.read(tmp_path)
+    assert len(read) == len(made) > 0
+    shared = ["dataset", "domain", *table_1.COUNTS]
+    made = made.sort_values("domain").reset_index(drop=True)
+    pd.testing.assert_frame_equal(read[shared], made[shared])
+    assert set(read["kind"]) == {"planted"}
+
+
+def test_table_1_without_data_and_with_a_broken_file(tmp_path):
+    table = table_1.datasets(table_1.read(tmp_path))
+    assert len(lines(table)) == 1 and table.notes == ("No prepared data.",)
+    small_table.to_styler(table).to_html()
+    place = meta(tmp_path, "goodreads", "children")
+    (place / "meta.json").write_text('{"result": {"users": 3}}')
+    with pytest.raises(ValueError, match="does not tell items, interactions, density"):
+        table_1.read(tmp_path)
+
+
+# Table 4
+
+
+def test_table_4_ablations_over_seeds(results):
+    table = ablations(results)
+    # means over domains: 25 and 35 % for the method, 20 and 35 % without the direction
+    assert line(table, "Parts", "FeDecider (base)") == [
+        "2",
+        "**15.00** ± 3.54",
+        "**30.00** ± 7.07",
+        "–",
+        "2.0000 ± 0.0000",
+        "–",
+    ]
+    label = style.method_label("fedecider-no-direction")
+    # differences -5 and 0 points; losses 1.5 and 2 against 2
+    assert line(table, "", label) == [
+        "2",
+        "13.75 ± 5.30",
+        "27.50 ± 10.61",
+        "−2.50 ± 3.54",
+        "**1.7500** ± 0.3536",
+        "−0.2500 ± 0.3536",
+    ]
+    rows = csv(table).set_index("method")
+    assert rows.loc["fedecider-no-direction", "runs"].split(";") == [
+        f"runs/goodreads/fedecider-no-direction-seed{seed}" for seed in (0, 1)
+    ]
+
+
+def test_table_4_gaps(results):
+    rows = csv(ablations(results))
+    for method in ("fedecider-no-both", "fedecider-no-personalization"):  # not run; lacks a domain
+        row = rows[rows["method"] == method].iloc[0]
+        assert row[["likelihood ndcg@10", "loss", "seeds", "runs"]].isna().all()
+    gaps = rows[rows["runs"].isna()]
+    assert list(gaps["setting"])[2:] == ["spectral", "layer", "client", "nonnegative"]
+
+
+def test_table_4_sweeps_against_their_own_base(results):
+    table = ablations(results)
+    base = ["1", "**10.00**", "**20.00**", "–", "2.0000", "–"]
+    assert line(table, "Norm of a direction", "frobenius (base)") == base
+    assert line(table, "", "column") == [*base[:3], "0.00", "**1.9000**", "−0.1000"]
+    settings = [row[1] for row in lines(table)]
+    assert settings[5:8] == ["frobenius (base)", "column", "spectral"]
+    start = settings.index("0 (base)")
+    assert settings[start : start + 3] == ["0 (base)", "0.02", "0.1"]
+    # the third and fourth of the sweeps: 40 and 50 %, losses (1.9 + 2.1) / 2 and (1.9 + 2.2) / 2
+    assert line(table, "", "0.1") == ["1", "20.00", "40.00", "+20.00", "**2.0000**", "0.0000"]
+    assert line(table, "", "0.02") == [
+        "1",
+        "**25.00**",
+        "**50.00**",
+        "+30.00",
+        "2.0500",
+        "+0.0500",
+    ]
+    rows = csv(table)
+    assert rows[rows["setting"] == "0.02"]["runs"].item() == (
+        "sweeps/goodreads/alpha_init-0.02-fedecider-seed0"
+    )
+    # a swept run with the base's value adds nothing
+    frobenius = rows[rows["setting"] == "frobenius (base)"]["runs"].item()
+    assert frobenius == "sweeps/goodreads/base-fedecider-seed0"
+
+
+def test_table_4_protocols_never_mix(results):
+    table = ablations(results, protocol="catalogue")
+    assert lines(table)[0][3:] == [
+        "grounding NDCG@10, %",
+        "grounding Δ NDCG@10, points",
+        "trie NDCG@10, %",
+        "trie Δ NDCG@10, points",
+    ]
+    assert line(table, "Parts", "FeDecider (base)") == ["1", "2.00", "–", "6.00", "–"]
+    rows = csv(table)
+    row = rows[rows["method"] == "fedecider-no-direction"].iloc[0]
+    assert row["grounding ndcg@10"] == pytest.approx(0.03)
+    assert row["grounding difference"] == pytest.approx(0.01)
+    assert pd.isna(row["trie ndcg@10"]) and row["runs"].endswith("no-direction-seed0")
+    assert rows[rows["block"] != "Parts"]["runs"].isna().all()
+    assert "whole catalogue" in table.caption and "1 + 99" in ablations(results).caption
+    with pytest.raises(ValueError, match="protocol is 'full'"):
+        ablations(results, protocol="full")
+
+
+def test_two_runs_of_one_method_and_seed_are_refused(tmp_path):
+    for name in ("fedecider-seed0", "again"):
+        ranked(result(tmp_path / "runs/goodreads" / name, "fedecider"), {"ndcg@10": [0.1, 0.2]})
+    with pytest.raises(ValueError, match="fedecider, seed 0, is in several runs .*again"):
+        ablations(tmp_path)
+
+
+def test_seeds_are_a_range_where_columns_differ(tmp_path):
+    for seed in (0, 1):
+        folder = result(tmp_path / f"runs/goodreads/fedecider-seed{seed}", "fedecider", seed)
+        ranked(folder, {"ndcg@10": [0.1, 0.2]}, "grounding")
+    ranked(folder, {"ndcg@10": [0.1, 0.2]}, "trie")
+    table = ablations(tmp_path, protocol="catalogue")
+    assert line(table, "Parts", "FeDecider (base)")[0] == "1–2"
+
+
+def test_sweeps_begin_with_the_base_and_leave_a_gap_where_nothing_else_is(tmp_path):
+    result(tmp_path / "sweeps/goodreads/base-fedecider-seed0", "fedecider", norm="spectral")
+    configs = located(tmp_path, runs.configs)
+    found = setting_rows.of_field(configs, "goodreads", "fedecider", "norm")
+    assert list(found["setting"]) == ["spectral (base)", "frobenius", "column"]
+    found = setting_rows.of_field(configs, "goodreads", "fedecider", "alpha_init")
+    assert list(found["setting"]) == ["0 (base)", "–"]
+    assert list(found["base"]) == [True, False] and found["run"].isna().to_list() == [False, True]
+
+
+# Table 5
+
+
+def test_traffic_by_hand(results):
+    values = table_5.traffic(located(results, runs.rounds), "goodreads")
+    row = values.loc["runs/goodreads/rolora-seed0"]
+    # up in KiB: 300, 100, 300, 100 and one more for the second client
+    assert row["bytes_up"] == 1024 * 200.5 and row["bytes_down"] == 0
+    assert row["best_round"] == 2  # 1 (first among equals) and 3
+    assert row["best_bytes"] == 1024 * (300 + 703) / 2
+    assert values.loc["runs/goodreads/fedecider-seed0"].to_list() == [2048, 4096, 2, 2 * 6144]
+    assert not any("amazon" in run or "flora" in run for run in values.index)
+
+
+def test_table_5_methods_and_ratios(results):
+    table = communication(results)
+    assert line(table, "Method", "Local") == ["1", "0.0", "0.00", "0.0", "0.00", "2.0", "0.0"]
+    assert line(table, "", "FedAvg") == ["1", "1.0", "1.00", "1.0", "1.00", "2.0", "4.0"]
+    # until the best model 12 and 6 KiB
+    assert line(table, "", "FeDecider") == [
+        "2",
+        "2.0",
+        "2.00",
+        "4.0",
+        "4.00",
+        "1.5 ± 0.7",
+        "9.0 ± 4.2",
+    ]
+    assert line(table, "", "RoLoRA") == ["1", "200.5", "200.50", "0.0", "0.00", "2.0", "501.5"]
+    assert not [row for row in lines(table) if row[1] in ("FLoRA", "Zero-shot")]
+    assert [row[1] for row in lines(communication(results, methods=["flora"]))].count("FLoRA") == 1
+
+
+def test_table_5_sweeps_have_the_ratio_to_their_own_base(results):
+    table = communication(results)
+    base = line(table, "Precision on the wire", "float32 (base)")
+    assert base == ["1", "1.0", "2.00", "2.0", "4.00", "2.0", "6.0"]
+    assert line(table, "", "bfloat16") == ["–"] * 7
+    assert line(table, "", "int8") == ["1", "0.2", "0.50", "0.5", "1.00", "1.0", "0.8"]
+    places = [row[1] for row in lines(table)]
+    assert places[-3:] == ["all (base)", "1", "4"]
+
+
+def test_table_5_without_the_base_has_no_ratio(tmp_path):
+    losses = [[1.0], [1.0]]
+    trained(result(tmp_path / "runs/goodreads/ffa-lora-seed0", "ffa-lora"), losses, 1024, 1024)
+    trained(
+        result(tmp_path / "sweeps/goodreads/wire-int8-fedecider-seed0", "fedecider", wire="int8"),
+        losses,
+        2048,
+        2048,
+    )
+    table = communication(tmp_path)
+    assert line(table, "", "FFA-LoRA") == ["1", "1.0", "–", "1.0", "–", "1.0", "2.0"]
+    assert line(table, "", "FedAvg") == ["–"] * 7
+    assert line(table, "", "int8") == ["1", "2.0", "–", "2.0", "–", "1.0", "4.0"]
+    # a base that moves nothing is none either
+    assert math.isnan(setting_rows.ratio(3, 0)) and setting_rows.ratio(3, 2) == 1.5
+
+
+# Table 7
+
+
+def test_table_7_backbones_the_base_first(results):
+    table = backbones(results)
+    assert line(table, "smollm2-135m (base)", "Local") == [
+        "1",
+        "**15.00**",
+        "**30.00**",
+        "**2.0000**",
+        "2.0",
+    ]
+    blocks = [row[0] for row in lines(table)[1:] if row[0]]
+    assert blocks[0] == "smollm2-135m (base)"
+    assert set(blocks[1:]) == {"smollm2-135m, first 10 blocks", "tiny"}  # a folder by its name
+    assert len(lines(table)) == 1 + 3 * 3
+    rows = csv(table)
+    cut = rows[rows["block"] == "smollm2-135m, first 10 blocks"].set_index("method")
+    assert cut.loc[["local", "fedavg"], "ndcg@10"].isna().all()
+    assert cut.loc["fedecider", "runs"] == (
+        "sweeps/goodreads/backbone-smollm2-135m@10-fedecider-seed0"
+    )
+    assert cut.loc["fedecider", "ndcg@10"] == pytest.approx(0.9)
+    assert "/somewhere" not in small_table.to_csv(table)
+
+
+def test_seconds_of_a_round_are_those_of_all_clients(tmp_path):
+    folder = result(tmp_path / "sweeps/goodreads/base-local-seed0", "local")
+    trained(folder, [[1.0, 1.0], [1.0, 1.0]], seconds=lambda r, c: 10 * r + c)
+    found = table_7.seconds_a_round(runs.rounds(tmp_path / "sweeps"), "goodreads")
+    assert found["seconds"].to_list() == [(21 + 41) / 2]
+
+
+# Table 9
+
+
+def test_table_9_spread_and_ratios(tmp_path):
+    main = tmp_path / "runs/goodreads"
+    losses = [[1.0, 1.0], [1.0, 1.0]]
+    unknown = float("nan")
+    for seed, ranking in ((0, 10.0), (1, 14.0)):
+        folder = result(main / f"local-seed{seed}", "local", seed, ranking=ranking)
+        trained(folder, losses, seconds=lambda r, c: 1 + 2 * c, memory=1000)
+    folder = result(main / "fedavg-seed0", "fedavg", ranking=None)
+    trained(folder, losses, seconds=4.0, memory=unknown)
+    folder = result(main / "centralized-seed0", "centralized", ranking=6.0)
+    trained(folder, losses, seconds=6.0, memory=lambda r, c: 1000 * r)
+    result(main / "zero-shot-seed0", "zero-shot", ranking=3.0)
+    other = result(tmp_path / "runs/amazon/local-seed0", "local", dataset="amazon", ranking=99.0)
+    trained(other, losses, seconds=99.0)
+    table = cost(tmp_path)
+    # seconds 1, 1, 3, 3 twice: mean 2, sd sqrt(8 / 7); steps 10 and 20: sd sqrt(200 / 7)
+    assert line(table, "Local") == [
+        "2",
+        "2.00 ± 1.07",
+        "1.00",
+        "15.0 ± 5.3",
+        "1,000 ± 0",
+        "1.00",
+        "12.0 ± 2.8",
+        "1.00",
+    ]
+    assert line(table, "FedAvg") == ["1", "4.00 ± 0.00", "2.00", "15.0 ± 5.8", "–", "–", "–", "–"]
+    assert line(table, "Centralized")[1:5] == ["6.00 ± 0.00", "3.00", "15.0 ± 5.8", "1,500 ± 577"]
+    assert line(table, "Zero-shot") == ["1", "–", "–", "–", "–", "–", "3.0", "0.25"]
+    assert line(table, "FeDecider") == ["–"] * 8
+    assert table.notes[0].startswith("Centralized trains one model on the data of all clients")
+    rows = csv(table).set_index("method")
+    assert rows.loc["local", "runs"] == "runs/goodreads/local-seed0;runs/goodreads/local-seed1"
+    assert rows.loc["local", "seconds_sd"] == pytest.approx((8 / 7) ** 0.5)
+    without = cost(tmp_path, base="flora")
+    assert line(without, "Local")[2] == "–" and "× FLoRA" in lines(without)[0][3]
+
+
+# All of them
+
+
+def test_an_empty_folder_gives_tables_that_say_so(tmp_path):
+    for table in all_tables(tmp_path):
+        assert table.notes in (("No finished run.",), ("No prepared data.",))
+        for row in lines(table)[1:]:
+            assert set(row[2:]) == {"–"}
+        for text in (small_table.to_markdown(table), small_table.to_latex(table)):
+            assert table.notes[0] in text
+        assert table.notes[0] in small_table.to_styler(table).to_html()
+        assert all(path.stat().st_size for path in small_table.write(table, tmp_path, table.label))
+
+
+def test_equal_input_gives_equal_bytes_and_every_number_its_source(results, tmp_path):
+    meta(results, "goodreads", "children")
+    for first, second in zip(all_tables(results), all_tables(results), strict=True):
+        assert "No finished run." not in first.notes
+        paths = small_table.write(first, tmp_path / "a", first.label)
+        again = small_table.write(second, tmp_path / "b", first.label)
+        assert [path.suffix for path in paths] == [".csv", ".md", ".tex"]
+        assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
+        html = [small_table.to_styler(table).to_html() for table in (first, second)]
+        assert html[0] == html[1]
+        assert paths[2].read_text().isascii()
+        rows = csv(first)
+        sources = rows[first.sources].dropna()
+        assert len(sources) and str(results) not in paths[0].read_text()
+        for folder in ";".join(sources).split(";"):
+            assert (results / folder).is_dir()
+        printed = [column.name for column in first.columns if column.form]
+        assert rows[rows[first.sources].isna()][printed].isna().all(axis=None)
