@@ -34,7 +34,7 @@ COLUMNS = {
     "alphas": [*_RUN, "round", "client", "source", "layer", "alpha"],
     "rounds": [*_RUN, "round", "client", "train_loss", "valid_loss", "bytes_up", "bytes_down"]
     + ["seconds", "update_norm", "steps", "memory", "run"],
-    "geometry": [*_RUN, "round", "layer", "client", "other", "cosine", "norm"],
+    "geometry": [*_RUN, "round", "layer", "client", "other", "cosine", "norm", "run"],
 }
 
 
@@ -193,8 +193,8 @@ def compare(ranks: pd.DataFrame, method: str = "fedecider", metric: str = "ndcg@
 
     Columns: dataset, protocol, ranker, method, against, metric, users, difference, low, high, p
     (see `metrics.paired_bootstrap`). Methods are held against each other by the same ranker, and
-    against popularity and als. Users of all domains are drawn together; a user's value is the mean over the
-    seeds of the method, so more seeds do not count as more users.
+    against popularity and als. Users of all domains are drawn together; a user's value is the mean
+    over the seeds of the method, so more seeds do not count as more users.
     """
     columns = ["dataset", "protocol", "ranker", "method", "against", "metric", "users"]
     columns.append("difference")

@@ -150,6 +150,37 @@ def test_popularity_line_has_its_value_in_every_domain():
     assert heights == pytest.approx(list(100 * rows["value"]))
 
 
+@pytest.mark.parametrize("domains", [THREE, SIX, THREE[:1]])
+def test_the_setting_stands_beside_the_bars(domains):
+    figure = figure_1.local_vs_fedavg(synthetic_metrics(domains), "goodreads", "sampled")
+    bars_axes, drawing = figure.axes
+    drawn = [text.get_text().replace("\n", " ") for text in drawing.texts]
+    clients = sorted(domains)[:3]
+    assert drawn.count("Server") == 1
+    for text in ("update", "aggregate", "LoRA", "language model, frozen", "its own users, items"):
+        assert drawn.count(text) == len(clients)
+    assert [text for text in drawn if text in map(style.domain_label, domains)] == [
+        style.domain_label(client) for client in clients
+    ]
+    assert any("3 more clients not drawn" in text for text in drawn) == (len(domains) == 6)
+    left, right = drawing.get_window_extent(), bars_axes.get_window_extent()
+    assert left.x1 < right.x0
+    laid_out(figure)
+
+
+def test_the_numbers_of_figure_1_name_their_runs():
+    metrics = synthetic_metrics(THREE)
+    table = figure_1.numbers(metrics, "goodreads", "catalogue")
+    assert set(table["method"]) == {"local", "fedavg", "popularity"}
+    assert set(table["metric"]) == {"hit@5"} and set(table["domain"]) == {*THREE, "mean"}
+    row = table[(table.method == "local") & (table.domain == THREE[1])].iloc[0]
+    assert row["runs"] == ";".join(f"goodreads/local-seed{seed}" for seed in (0, 1, 2))
+    kept = metrics[(metrics.protocol == "catalogue") & (metrics.metric == "hit@5")]
+    kept = kept[(kept.method == "local") & (kept.domain == THREE[1])]
+    assert row["mean"] == pytest.approx(kept["value"].mean())
+    assert row["sd"] == pytest.approx(kept["value"].std())
+
+
 def test_one_seed_has_no_error_bars():
     figure = figure_1.local_vs_fedavg(synthetic_metrics(THREE, seeds=(3,)), "goodreads", "sampled")
     assert "one seed, hence no error bars" in " ".join(texts(figure))

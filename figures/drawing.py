@@ -1,0 +1,214 @@
+"""Boxes, arrows, byte counts and labels for the figures that are drawn rather than plotted."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.text import Text
+
+from figures import style
+
+FROZEN = "#dfe3e8"  # what no client trains
+PAPER = "#f7f7f5"  # the inside of a party's box
+NOT_RUN = "not run"
+
+_GAP = 2.0  # pixels between a label and what is next to it
+_ANGLES = np.deg2rad(np.arange(0, 360, 15))
+_DISTANCES = (9.0, 14.0, 20.0, 28.0, 38.0, 50.0, 65.0, 85.0, 110.0, 140.0)  # points
+
+
+def sheet(axes: Axes, width: float, height: float) -> Axes:
+    """Axes to draw on, in units of an inch, origin at the lower left."""
+    axes.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    axes.set_axis_off()
+    return axes
+
+
+def box(
+    axes: Axes,
+    corner: tuple[float, float],
+    size: tuple[float, float],
+    text: str = "",
+    *,
+    face: str | tuple = "white",
+    edge: str = style.INK,
+    line: str = "-",
+    fontsize: float = 8,
+    weight: str = "normal",
+    width: float = 0.9,
+    zorder: float = 2,
+) -> FancyBboxPatch:
+    """A rounded box from its lower left corner, with a text in its middle."""
+    patch = FancyBboxPatch(
+        corner,
+        *size,
+        boxstyle="round,pad=0,rounding_size=0.06",
+        facecolor=face,
+        edgecolor=edge,
+        linestyle=line,
+        linewidth=width,
+        zorder=zorder,
+    )
+    axes.add_patch(patch)
+    if text:
+        axes.text(
+            corner[0] + size[0] / 2,
+            corner[1] + size[1] / 2,
+            text,
+            ha="center",
+            va="center",
+            fontsize=fontsize,
+            weight=weight,
+            color=style.ink_on(face),
+            linespacing=1.15,
+            zorder=zorder + 0.1,
+        )
+    return patch
+
+
+def arrow(
+    axes: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    color: str = style.INK,
+    *,
+    width: float = 1.4,
+    bend: float = 0.0,
+    line: str = "-",
+    head: str = "-|>",
+    zorder: float = 3,
+) -> None:
+    """An arrow from start to end; ``bend`` is the height of its arc as a share of its length."""
+    patch = FancyArrowPatch(
+        start,
+        end,
+        arrowstyle=head,
+        connectionstyle=f"arc3,rad={bend}",
+        mutation_scale=9,
+        shrinkA=0,
+        shrinkB=0,
+        color=color,
+        linewidth=width,
+        linestyle=line,
+        zorder=zorder,
+    )
+    axes.add_patch(patch)
+
+
+def tint(color: str, share: float = 0.25) -> tuple[float, float, float]:
+    """The colour thinned with white, of which ``share`` is left."""
+    return tuple(1 - share * (1 - channel) for channel in to_rgb(color))
+
+
+def size_label(count: float | None) -> str:
+    """Bytes for people, three digits, 1 KiB = 1024 bytes; None or NaN: not run."""
+    if count is None or count != count:
+        return NOT_RUN
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1023.5 or unit == "GiB":
+            break
+        count /= 1024
+    digits = 0 if unit == "B" or count >= 99.95 else 1 if count >= 9.995 else 2
+    text = f"{count:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"
+
+
+def say(axes: Axes, text: str = NOT_RUN) -> None:
+    """A word in the middle of axes that have nothing to show, and no ticks along x."""
+    axes.set_xticks([])
+    middle = {"ha": "center", "va": "center", "transform": axes.transAxes}
+    axes.text(0.5, 0.5, text, color=style.FAINT, **middle)
+
+
+def place_labels(
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    labels: Sequence[str],
+    colors: Sequence[str],
+    *,
+    obstacles: Sequence[tuple[float, float]] = (),
+    fontsize: float = 7.5,
+    marker: float = 4.0,
+) -> list[Text]:
+    """A label beside each point such that labels, points and leader lines keep apart.
+
+    ``points`` and ``obstacles`` are in data coordinates; ``marker`` is the radius in points that
+    each of them takes. The axes must have their final place and limits (see :func:`settle`).
+    Candidates are rings around the point; each label takes the nearest one that hits nothing, in
+    two passes over the points from left to right, so the outcome depends on the input alone.
+    Where there is no room at all, the candidate that hits least is taken.
+    """
+    if not len(points):
+        return []
+    figure = axes.get_figure(root=True)
+    renderer = figure.canvas.get_renderer()
+    scale = figure.dpi / 72
+    at = axes.transData.transform(np.asarray(points, float))
+    others = axes.transData.transform(np.asarray([*points, *obstacles], float))
+    marks = np.hstack([others - marker * scale, others + marker * scale])
+    bounds = axes.get_window_extent(renderer)
+    texts = [
+        axes.text(0, 0, label, fontsize=fontsize, color=style.INK, ha="center", va="center")
+        for label in labels
+    ]
+    sizes = [text.get_window_extent(renderer) for text in texts]
+    order = sorted(range(len(points)), key=lambda i: (*at[i], labels[i]))
+    boxes, lines = {}, {}
+    for _ in range(2):
+        for i in order:
+            half = np.array([sizes[i].width, sizes[i].height]) / 2 + _GAP
+            rings = [
+                (np.cos(a) * (d * scale + half[0]), np.sin(a) * (d * scale + half[1]), d)
+                for d in _DISTANCES
+                for a in _ANGLES
+            ]
+            shift = np.array(rings)
+            middle = at[i] + shift[:, :2]
+            found = np.hstack([middle - half, middle + half])
+            near = np.clip(at[i], found[:, :2], found[:, 2:])  # where the leader line ends
+            cost = shift[:, 2] + 0.02 * np.abs(shift[:, 1]) / scale
+            beyond = (found[:, :2] < [bounds.x0, bounds.y0]) | (
+                found[:, 2:] > [bounds.x1, bounds.y1]
+            )
+            cost += 1e6 * beyond.any(axis=1)
+            taken = np.array([boxes[j] for j in boxes if j != i]).reshape(-1, 4)
+            drawn = [lines[j] for j in lines if j != i]
+            cost += 1e4 * _hits(found, np.vstack([taken, marks])).sum(axis=1)
+            path = at[i] + np.linspace(0, 1, 12)[1:, None, None] * (near - at[i])
+            along = np.vstack([taken, marks])
+            along = along[~_inside(at[i][None, None], along)[0, 0]]  # not those it starts in
+            cost += 2e3 * _inside(path, along).any(axis=0).sum(axis=1)
+            for line in drawn:
+                cost += 2e3 * _inside(line[:, None], found).any(axis=0)[0]
+            best = int(cost.argmin())
+            boxes[i], lines[i] = found[best], path[:, best]
+    back = axes.transData.inverted()
+    for i, text in enumerate(texts):
+        center = (boxes[i][:2] + boxes[i][2:]) / 2
+        text.set_position(back.transform(center))
+        end = lines[i][-1]
+        if np.hypot(*(end - at[i])) > (marker + 6) * scale:
+            x, y = zip(points[i], back.transform(end), strict=True)
+            axes.plot(x, y, color=colors[i], lw=0.7, zorder=1.5)
+    return texts
+
+
+def settle(figure: Figure) -> None:
+    """Arrange the axes once and keep them so: what is placed by pixel stays where it is."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def _hits(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n, 4) and (m, 4) boxes x0, y0, x1, y1 -> (n, m): whether they share an area."""
+    a, b = boxes[:, None], others[None]
+    return ((a[..., :2] < b[..., 2:]) & (b[..., :2] < a[..., 2:])).all(axis=-1)
+
+
+def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Points (k, n, 2) and boxes (m, 4) -> (k, n, m): whether the point lies in the box."""
+    p = points[:, :, None]
+    return ((boxes[:, :2] < p) & (p < boxes[:, 2:])).all(axis=-1)

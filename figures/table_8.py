@@ -1,0 +1,137 @@
+"""Table 8: the paper's lemmas and propositions, checked on a trained model.
+
+The numbers are those of fedecider/theory.py, where each statement is a function.
+"""
+
+from typing import NamedTuple
+
+import pandas as pd
+
+from figures import frames, per_run, style
+from figures.small_table import GAP, NO_RUN, Column, Table
+
+_COLUMNS = ("dataset", "client", "statement", "measured", "deviation", "tolerance", "holds")
+LARGEST = "largest"  # the client of the CSV's rows over all clients
+
+
+class Statement(NamedTuple):
+    """Its name in the paper, what it says (our reconstruction), what is measured of it."""
+
+    name: str
+    words: str
+    measured: str
+    counted: bool = False  # the measured number is one of so many cases
+
+
+STATEMENTS = {
+    "lemma 1": Statement(
+        "Lemma 1",
+        "First order: the loss at W0 + mD is the loss at W0 plus m times the inner product of "
+        "gradient and D, with a remainder that falls as the square of m",
+        "exponent of the remainder (2)",
+    ),
+    "lemma 2": Statement(
+        "Lemma 2",
+        "Shared subspace: the weighted sum of directions that a client's model adds, and every "
+        "fixed aggregate of them, lies in their span",
+        "relative residual (0)",
+    ),
+    "proposition 1": Statement(
+        "Proposition 1",
+        "Capacity: the lowest loss in the span of the directions is no higher than that of their "
+        "uniform average",
+        "training loss saved, nats a token (at least 0)",
+    ),
+    "lemma 3": Statement(
+        "Lemma 3",
+        "The gradient of a weight is the inner product of the loss's gradient and the direction",
+        "relative difference (0)",
+    ),
+    "proposition 2": Statement(
+        "Proposition 2",
+        "A gradient step on the weights lowers those of harmful directions and raises those of "
+        "beneficial ones",
+        "weights that move so",
+        counted=True,
+    ),
+    "planted": Statement(
+        "Proposition 2",
+        "The same for a planted harmful direction, the gradient's own: it loses weight",
+        "weights that fall",
+        counted=True,
+    ),
+}
+
+
+def statements(found: pd.DataFrame, *, dataset: str) -> Table:
+    """A row a statement: measured on each client, and the largest deviation over clients.
+
+    ``found`` is the frame of ``fedecider.theory.check``, of one run or of several; of several the
+    number shown is that of the largest deviation. A statement that was not checked is a gap.
+    Raises ValueError for an unknown statement. The tidy numbers are those of :func:`tidy`.
+    """
+    kept = _of(found, dataset)
+    clients = sorted(set(kept["client"]))
+    rows = []
+    for key, statement in STATEMENTS.items():
+        mine = kept[kept["statement"] == key].sort_values("deviation")
+        row = {"name": statement.name, "words": statement.words, "measured": statement.measured}
+        for client in clients:
+            worst = mine[mine["client"] == client].tail(1)
+            row[f"measured {client}"] = _text(statement, worst.iloc[0]) if len(worst) else None
+        row |= {"deviation": None, "tolerance": None, "holds": None}
+        if len(mine):
+            row |= {"deviation": mine["deviation"].max(), "tolerance": mine["tolerance"].min()}
+            row["holds"] = "yes" if mine["holds"].all() else "no"
+        rows.append(row | {"runs": per_run.joined(mine["run"])})
+    number = {"deviation": float, "tolerance": float}
+    label = style.domain_label
+    return Table(
+        label=f"theory-{dataset}",
+        caption=f"{style.dataset_label(dataset)}: the paper's statements on trained models of "
+        f"{style.method_label('fedecider')}, on each client's own training data. Names as in the "
+        "paper, statements as reconstructed here; in brackets what is expected. A statement holds "
+        "if its largest deviation over clients is within the tolerance.",
+        columns=(
+            Column("name", "In the paper", align="l"),
+            Column("words", "Statement", align="l"),
+            Column("measured", "Measured", align="l"),
+            *(Column(f"measured {client}", label(client)) for client in clients),
+            Column("deviation", "Largest deviation", ".2g"),
+            Column("tolerance", "Tolerance", ".2g"),
+            Column("holds", "Holds"),
+        ),
+        rows=pd.DataFrame(rows).astype(number),
+        notes=() if len(kept) else (NO_RUN,),
+    )
+
+
+def tidy(found: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
+    """``found`` of one data set, and a row a statement over all clients: its largest deviation."""
+    kept = _of(found, dataset)
+    worst = kept.sort_values("deviation").groupby("statement", sort=False).tail(1)
+    worst = worst.assign(
+        client=LARGEST,
+        holds=list(worst["statement"].map(kept.groupby("statement")["holds"].all())),
+        cases=list(worst["statement"].map(kept.groupby("statement")["cases"].sum())),
+        run=list(worst["statement"].map(kept.groupby("statement")["run"].agg(per_run.joined))),
+    )
+    both = pd.concat([kept, worst]) if len(kept) else kept
+    place = both["statement"].map({key: place for place, key in enumerate(STATEMENTS)})
+    out = both.assign(place=place).sort_values("place", kind="stable").drop(columns="place")
+    return out.reset_index(drop=True)
+
+
+def _of(found: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    frames.require(found, (*_COLUMNS, "cases", "run"), "statements")
+    kept = found[found["dataset"] == dataset]
+    unknown = sorted(set(kept["statement"]) - set(STATEMENTS))
+    if unknown:
+        raise ValueError(f"statement {unknown[0]!r} is unknown; known: {', '.join(STATEMENTS)}")
+    return kept.astype({"measured": float, "deviation": float, "tolerance": float})
+
+
+def _text(statement: Statement, row: pd.Series) -> str:
+    if statement.counted:
+        return f"{row['measured']:g} of {row['cases']}"
+    return GAP if pd.isna(row["measured"]) else format(row["measured"], ".3g").replace("-", "−")
