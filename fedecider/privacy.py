@@ -16,16 +16,18 @@ def noised(
 ) -> LowRank:
     """A direction plus Gaussian noise, of norm 1 again and in canonical form; float64.
 
-    B (d_out, k), A (k, d_in). With the canonical factors B = U S and A = V^T of rank k,
+    With the canonical factors B = U S (d_out, k) and A = V^T (k, d_in) of rank k
 
-        D' = (B + E_B) (A + E_A),   E_B ~ N(0, sigma^2 / (2 d_out k)),   E_A ~ N(0, sigma^2 / (2 d_in)),
+        D' = (B + E_B) (A + E_A) / ||(B + E_B) (A + E_A)||,
 
-    entries independent. For ||S||_2 = 1 each half of the first-order change E_B A + B E_A has an
-    expected squared Frobenius norm of sigma^2 / 2, so sigma is the size of the noise beside a
-    direction of size 1. The noise is added to the factors, so the rank and the bytes stay; to first
-    order the change leaves alone what is orthogonal to both the columns and the rows of D, so this
-    is no mechanism of differential privacy. sigma = 0 gives the direction back as it is. Raises
-    ValueError for a negative or non-finite sigma and for a zero direction.
+    entries of E_B and E_A independent, of variance sigma^2 / (2 d_out k) and sigma^2 / (2 d_in).
+    For ||S||_2 = 1 each half of the first-order change E_B A + B E_A then has an expected squared
+    Frobenius norm of sigma^2 / 2: sigma is the size of the noise beside a direction of size 1.
+
+    The noise is added to the factors, so rank and bytes stay. To first order it leaves alone what
+    is orthogonal to both the columns and the rows of D, so it is no mechanism of differential
+    privacy. sigma = 0 gives the direction back as it is. Raises ValueError for a negative or
+    non-finite sigma and for a zero direction.
     """
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"the noise must be a finite number of at least 0, got {sigma}")

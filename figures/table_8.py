@@ -26,38 +26,34 @@ class Statement(NamedTuple):
 STATEMENTS = {
     "lemma 1": Statement(
         "Lemma 1",
-        "First order: the loss at W0 + mD is the loss at W0 plus m times the inner product of "
-        "gradient and D, with a remainder that falls as the square of m",
-        "exponent of the remainder (2)",
+        "the first-order remainder of F(W0 + mD) falls as the square of m",
+        "exponent (2)",
     ),
     "lemma 2": Statement(
         "Lemma 2",
-        "Shared subspace: the weighted sum of directions that a client's model adds, and every "
-        "fixed aggregate of them, lies in their span",
+        "mixtures and fixed aggregates of directions lie in their span",
         "relative residual (0)",
     ),
     "proposition 1": Statement(
         "Proposition 1",
-        "Capacity: the lowest loss in the span of the directions is no higher than that of their "
-        "uniform average",
-        "training loss saved, nats a token (at least 0)",
+        "the best weights are no worse than the uniform average",
+        "nats a token saved (0 or more)",
     ),
     "lemma 3": Statement(
         "Lemma 3",
-        "The gradient of a weight is the inner product of the loss's gradient and the direction",
+        "a weight's derivative is the inner product of gradient and direction",
         "relative difference (0)",
     ),
     "proposition 2": Statement(
         "Proposition 2",
-        "A gradient step on the weights lowers those of harmful directions and raises those of "
-        "beneficial ones",
-        "weights that move so",
+        "a gradient step lowers weights of harmful directions, raises the others",
+        "weights that move so (all)",
         counted=True,
     ),
     "planted": Statement(
         "Proposition 2",
-        "The same for a planted harmful direction, the gradient's own: it loses weight",
-        "weights that fall",
+        "a planted harmful direction, the gradient's own, loses weight",
+        "weights that fall (all)",
         counted=True,
     ),
 }
@@ -89,7 +85,7 @@ def statements(found: pd.DataFrame, *, dataset: str) -> Table:
     return Table(
         label=f"theory-{dataset}",
         caption=f"{style.dataset_label(dataset)}: the paper's statements on trained models of "
-        f"{style.method_label('fedecider')}, on each client's own training data. Names as in the "
+        f"{style.method_label('fedecider')}, on each client's own training loss F. Names as in the "
         "paper, statements as reconstructed here; in brackets what is expected. A statement holds "
         "if its largest deviation over clients is within the tolerance.",
         columns=(
@@ -107,13 +103,12 @@ def statements(found: pd.DataFrame, *, dataset: str) -> Table:
 
 
 def tidy(found: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
-    """``found`` of one data set, and a row a statement over all clients: its largest deviation."""
+    """``found`` of one data set, and a row a statement: that of the client that deviates most."""
     kept = _of(found, dataset)
     worst = kept.sort_values("deviation").groupby("statement", sort=False).tail(1)
     worst = worst.assign(
         client=LARGEST,
         holds=list(worst["statement"].map(kept.groupby("statement")["holds"].all())),
-        cases=list(worst["statement"].map(kept.groupby("statement")["cases"].sum())),
         run=list(worst["statement"].map(kept.groupby("statement")["run"].agg(per_run.joined))),
     )
     both = pd.concat([kept, worst]) if len(kept) else kept

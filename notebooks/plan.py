@@ -27,6 +27,7 @@ class Shown:
     more: tuple[tuple[str, str], ...] = ()
     files: str = "figures/{name}.*"  # {name}: that of the stage
     model: bool = False  # whether it loads the backbone and reads the prepared data
+    adapters: bool = False  # whether it reads the models that the runs have saved
     once: bool = False  # for all data sets together
     seconds: float = 8.0
 
@@ -44,9 +45,9 @@ _FIGURES: tuple[Shown, ...] = (
     Shown("table_1_datasets", files="tables/{name}.*", once=True),
     Shown("table_4_ablations", files="tables/{name}*.*"),
     Shown("table_5_communication", files="tables/{name}.*"),
-    Shown("table_6_privacy", files="tables/{name}*.*", model=True, seconds=60),
+    Shown("table_6_privacy", files="tables/{name}*.*", model=True, adapters=True, seconds=300),
     Shown("table_7_backbones", files="tables/{name}.*"),
-    Shown("table_8_theory", files="tables/{name}*.*", model=True, seconds=60),
+    Shown("table_8_theory", files="tables/{name}*.*", model=True, adapters=True, seconds=120),
     Shown("table_9_cost", files="tables/{name}.*"),
 )
 
@@ -72,8 +73,9 @@ def stages(preset: Preset, results: Path, root: Path) -> list[Stage]:
     figures = [
         plan.figure(shown, datasets, [*runs, *sweeps])
         for shown in _FIGURES
-        if preset.shown is None or any(shown.notebook.startswith(f"{one}_") for one in preset.shown)
-        for datasets in ([list(preset.datasets)] if shown.once else [[d] for d in preset.datasets])
+        for wanted in [[name for name in preset.datasets if plan.wants(shown, name)]]
+        for datasets in ([wanted] if shown.once else [[name] for name in wanted])
+        if datasets
     ]
     return [*prepared, *searches, *runs, *sweeps, *tables, *figures]
 
@@ -115,6 +117,12 @@ class _Plan:
             clears=(f"data/{dataset}", *(("dumps",) if generated else ())),
             seconds=20,
         )
+
+    def wants(self, shown: Shown, dataset: str) -> bool:
+        """Whether the preset, or the data set's own list, names the figure or table."""
+        named = self.preset.datasets[dataset].shown
+        named = self.preset.shown if named is None else named
+        return named is None or any(shown.notebook.startswith(f"{one}_") for one in named)
 
     def methods(self, dataset: str) -> list[str]:
         """The methods that run on a data set."""
@@ -251,7 +259,9 @@ class _Plan:
         name = shown.notebook
         if not shown.once:
             name = apart.join([name, *datasets, *(value for _, value in shown.more)])
-        more = dict(shown.more) | ({"backbone": self.preset.backbone} if shown.model else {})
+        more = {**dict(shown.more), **self.preset.parameters.get(shown.notebook, {})}
+        if shown.model:
+            more["backbone"] = self.preset.backbone
         files = [shown.files.format(name=name)]
         return self._picture(name, shown.notebook, datasets, more, files, runs, shown)
 
@@ -272,12 +282,14 @@ class _Plan:
             # All finished runs are shown, also those that a user added by hand.
             inputs += [f"runs/{dataset}/*/*", f"sweeps/{dataset}/*/*"]
             inputs += [f"data/{dataset}/**/*"] if shown.model or shown.once else []
+            inputs += [f"runs/{dataset}/*/adapters/*/*"] if shown.adapters else []
         return Stage(
             name=name,
             notebook=notebook,
             parameters=more if shown.once else {"dataset": datasets[0], **more},
             unkeyed=self.where,
             inputs=tuple(inputs),
+            sources=_model_folder(self.preset) if shown.model else (),
             outputs=(*files, f"notebooks/{name}.ipynb"),
             needs=(*(f"prepare_{dataset}" for dataset in datasets), *mine),
             in_report=True,

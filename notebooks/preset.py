@@ -26,6 +26,7 @@ class Dataset(_Strict):
         None, description="folder of the raw files, relative to the repository; null: must be given"
     )
     methods: list[str] | None = Field(None, description="instead of the preset's")
+    shown: list[str] | None = Field(None, description="instead of the preset's")
     prepare: dict = Field({}, description="fields of data_prep.Settings, over the preset's")
     federation: dict = Field({}, description="fields of RunConfig, over the preset's")
 
@@ -65,6 +66,9 @@ class Preset(_Strict):
     sweeps: Sweeps | None = Field(None, description="null: main runs only")
     shown: list[str] | None = Field(
         None, description="notebooks of figures and tables, by number (figure_4); null: all"
+    )
+    parameters: dict[str, dict] = Field(
+        {}, description="notebook of a figure or table -> its parameters that are not the default"
     )
 
 
