@@ -1,5 +1,6 @@
 """One client: its data as tokens, its state between rounds, its local training."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -142,10 +143,11 @@ def train(client: Client, adapter: Adapter, method, number: int, progress=None) 
     for place, (low, high) in enumerate(method.stages(client)):
         if place:
             method.switch(client)
-        some = range(round(low * len(packs)), round(high * len(packs)))
+        # Rounded up: of a single step the first stage has it.
+        some = range(math.ceil(low * len(packs)), math.ceil(high * len(packs)))
         _steps(client, adapter, method, number, packs, some, note)
     client.train_loss = torch.cat(found).double().mean().item()
-    return {"train_loss": client.train_loss, "steps": len(packs)}
+    return {"train_loss": client.train_loss, "steps": len(found)}
 
 
 def _steps(client, adapter: Adapter, method, number: int, packs, some: range, note) -> None:

@@ -4,9 +4,10 @@ Implicit alternating least squares (Hu, Koren and Volinsky, 2008) as the library
 the training interactions of *all* users of the domain, as popularity counts them: more than the
 sampled users that a language model is trained on, which is to the advantage of this line. So is
 that items of the user's own history are ranked last in the whole catalogue, as recommenders of
-this kind do. The number of factors is chosen on validation.
+this kind do. The number of factors and the confidence of an interaction are chosen on validation.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,17 +15,21 @@ import pandas as pd
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
 
+from fedecider.config import RunConfig
 from fedecider.domains import Domain, interactions
 from fedecider.metrics import per_user, rank_of
 
-_SETTINGS = {"regularization": 0.01, "alpha": 1.0, "iterations": 15}
+_SETTINGS = {"regularization": 0.01, "iterations": 15}
 
 
-def als_ranks(domain: Domain, factors: Sequence[int], seed: int = 0):
-    """Ranks of the test users by protocol, and the number of factors that validation chose.
+def als_ranks(
+    domain: Domain, factors: Sequence[int], confidences: Sequence[float], seed: int = 0
+) -> tuple[dict[str, list[int]], dict]:
+    """Ranks of the test users by protocol, and the settings that validation chose.
 
-    Returns {"sampled": [...], "catalogue": [...]} in the order of `domain.users["test"]`, and the
-    number with the best NDCG@10 on the validation users' stored lists; ties: the smallest.
+    An interaction weighs `confidence`, a missing one 1. Returns {"sampled": [...], "catalogue":
+    [...]} in the order of `domain.users["test"]`, and the settings with the best NDCG@10 on the
+    validation users' stored lists; ties: the smallest.
     """
     items = domain.items.index
     known = interactions(domain.folder)
@@ -33,15 +38,20 @@ def als_ranks(domain: Domain, factors: Sequence[int], seed: int = 0):
     shape = (int(rows.max()) + 1, len(items))
     table = csr_matrix((ones, (rows, items.get_indexer(known["item_id"]))), shape=shape)
     best = None
-    for size in sorted(factors):
+    for size, confidence in itertools.product(sorted(factors), sorted(confidences)):
         model = AlternatingLeastSquares(
-            factors=size, random_state=seed, num_threads=1, **_SETTINGS, use_native=True
+            factors=size,
+            alpha=confidence,
+            random_state=seed,
+            num_threads=1,
+            use_native=True,
+            **_SETTINGS,
         )
         model.fit(table, show_progress=False)
         ranks = _ranks(model, domain, "valid")["sampled"]
         quality = per_user(np.array(ranks), "ndcg@10").mean()
         if best is None or quality > best[0]:
-            best = (quality, size, model)
+            best = (quality, {"als_factors": size, "als_confidence": confidence}, model)
     return _ranks(best[2], domain, "test"), best[1]
 
 
@@ -66,13 +76,13 @@ def _ranks(model, domain: Domain, split: str) -> dict[str, list[int]]:
     return found
 
 
-def frame(domain: Domain, factors: Sequence[int], seed: int, protocols: Sequence[str]):
+def frame(domain: Domain, config: RunConfig, protocols: Sequence[str]):
     """The ranks as rows of an evaluation (see `evaluation.evaluate`), and the choice."""
-    ranks, chosen = als_ranks(domain, factors, seed)
+    ranks, chosen = als_ranks(domain, config.als_factors, config.als_confidences, config.seed)
     rows = [
         (domain.name, "als", protocol, "als", user, rank)
         for protocol in protocols
         for user, rank in zip(domain.users["test"], ranks[protocol], strict=True)
     ]
     columns = ["domain", "method", "protocol", "ranker", "user_id", "rank"]
-    return pd.DataFrame(rows, columns=columns), {"als_factors": chosen}
+    return pd.DataFrame(rows, columns=columns), chosen

@@ -92,6 +92,9 @@ class RunConfig(BaseModel):
     )
     fellrec_alpha: float = Field(0.7, gt=0, description="fellrec: weight of others at the start")
     fellrec_beta: float = Field(1.0, gt=0, description="fellrec: rounds of the warm-up")
+    fellrec_temperature: float = Field(
+        0.05, gt=0, description="fellrec: temperature of the softmax over losses (nats a token)"
+    )
     dpa_weight: float = Field(
         0.5, ge=0, le=1, description="feddpa: largest weight of the local LoRA at inference"
     )
@@ -100,6 +103,9 @@ class RunConfig(BaseModel):
     )
     als_factors: list[int] = Field(
         [16, 32, 64], description="als: numbers of factors among which validation chooses"
+    )
+    als_confidences: list[float] = Field(
+        [1.0, 10.0, 40.0], description="als: weights of an interaction among which it chooses"
     )
 
     # Ranking
@@ -115,7 +121,7 @@ class RunConfig(BaseModel):
     beams: int = Field(4, ge=1, description="beams of the title in grounding and in trie")
     title_tokens: int = Field(24, ge=1, description="longest generated title in grounding")
 
-    @field_validator("prompt_weights", "targets", "als_factors")
+    @field_validator("prompt_weights", "targets", "als_factors", "als_confidences")
     @classmethod
     def _not_empty(cls, value: list) -> list:
         if not value:

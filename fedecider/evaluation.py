@@ -30,15 +30,19 @@ def evaluate(data: ClientData, model: ClientModel, adapter: Adapter, method):
     if not method.language_model and protocols:
         from fedecider import collaborative  # its library is slow to load
 
-        frame, chosen = collaborative.frame(data.domain, config.als_factors, config.seed, protocols)
+        frame, chosen = collaborative.frame(data.domain, config, protocols)
         found.append(frame)
     elif "likelihood" in config.rankers:
         weight, ranks = likelihood_ranks(data, model, adapter, method)
         chosen["prompt_weight"] = weight
         found.append(_frame(data, method.name, "sampled", "likelihood", data.test_users, ranks))
     if method.language_model and "catalogue" in protocols:
+        asked = [data.catalogue.prompt(user, "test", config.history) for user in data.test_users]
+        prompts = None
+        if "trie" in config.rankers:
+            prompts = Prompts(adapter.backbone, asked, adapter.first, f"{data.name} prompts")
         for users, served in method.served(data, model, adapter, "test"):
-            for ranker, ranks in catalogue_ranks(data, served, adapter, users).items():
+            for ranker, ranks in catalogue_ranks(data, served, adapter, users, prompts).items():
                 found.append(_frame(data, method.name, "catalogue", ranker, users, ranks))
     empty = pd.DataFrame({column: pd.Series(dtype=str) for column in _COLUMNS})
     return pd.concat(found, ignore_index=True) if found else empty.astype({"rank": int}), chosen
@@ -52,28 +56,38 @@ def _frame(data: ClientData, method: str, protocol: str, ranker: str, users, ran
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def catalogue_ranks(data: ClientData, model: ClientModel, adapter: Adapter, users: list[str]):
-    """Ranks of the given test users in the whole catalogue, by each configured ranker."""
+def catalogue_ranks(
+    data: ClientData,
+    model: ClientModel,
+    adapter: Adapter,
+    users: list[str],
+    prompts: Prompts | None,
+) -> dict[str, list[int]]:
+    """Ranks of the given test users in the whole catalogue, by each configured ranker.
+
+    `prompts` are those of all test users, for `trie`.
+    """
     config = data.config
     items = data.domain.items.index
     titles = [data.catalogue.tokens[item] for item in items]
     targets = [items.get_loc(data.domain.test[user]) for user in users]
-    asked = [data.catalogue.prompt(user, "test", config.history) for user in users]
     ranks = {}
     with entered(model.mixture(adapter, config)):
         if "grounding" in config.rankers:
             generated = ranking.generate_titles(
                 adapter,
-                asked,
+                [data.catalogue.prompt(user, "test", config.history) for user in users],
                 data.form.end,
                 config.beams,
                 config.title_tokens,
                 f"{data.name} grounding",
             )
-        if "trie" in config.rankers:
-            prompts = Prompts(adapter.backbone, asked, adapter.first, f"{data.name} prompts")
+        if prompts is not None:
             root = trie.build(titles, data.form.end)
-            found = trie.search(adapter, root, prompts, config.beams, f"{data.name} trie")
+            place = {user: index for index, user in enumerate(data.test_users)}
+            some = [place[user] for user in users]
+            label = f"{data.name} trie"
+            found = trie.search(adapter, root, prompts, config.beams, label, some)
             ranks["trie"] = trie.ranks(found, targets, len(items))
     if "grounding" in config.rankers:
         # Outside the mixture: titles are embedded by the untuned base.
@@ -99,11 +113,15 @@ def likelihood_ranks(
     known: list[tuple[ClientModel, pd.Series | None]] = []  # most methods serve all users alike
     for split, listed in lists.items():
         found, prior = {}, {}
+        trees = ranking.candidate_trees(catalogue, list(listed), split, config.history)
+        trunk = Trunk(adapter.backbone, trees, adapter.first, f"{data.name} {split} list states")
+        place = {user: index for index, user in enumerate(listed)}
         for users, served in method.served(data, model, adapter, split):
             with entered(served.mixture(adapter, config)):
                 if not any(one is served for one, _ in known):
                     known.append((served, _empty_prompt_scores(data, adapter, items)))
-                scored = _list_scores(data, adapter, users, split)
+                some, label = [place[user] for user in users], f"{data.name} {split} lists"
+                scored = ranking.branch_scores(adapter, trunk, data.form.end, label, some)
             alone = next(values for one, values in known if one is served)
             found |= dict(zip(users, scored, strict=True))
             prior |= {
@@ -115,13 +133,6 @@ def likelihood_ranks(
     weight = ranking.choose_weight(scores["valid"], empty["valid"], config.prompt_weights)
     pairs = zip(scores["test"], empty["test"], strict=True)
     return weight, [ranking.rank_of(ranking.correct(s, e, weight), 0) for s, e in pairs]
-
-
-def _list_scores(data: ClientData, adapter: Adapter, users: list[str], split: str):
-    trees = ranking.candidate_trees(data.catalogue, users, split, data.config.history)
-    trunk = Trunk(adapter.backbone, trees, adapter.first, f"{data.name} {split} list states")
-    label = f"{data.name} {split} lists"
-    return ranking.branch_scores(adapter, trunk, data.form.end, label)
 
 
 def _empty_prompt_scores(data: ClientData, adapter: Adapter, items: list[str]):

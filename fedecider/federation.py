@@ -46,6 +46,10 @@ def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
     """
     if config.method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {config.method!r}")
+    if (config.noise or config.truncate) and not METHODS[config.method].sends_directions:
+        raise ValueError(
+            f"{config.method} sends no directions: noise and truncate mean nothing there"
+        )
     folder, claim = config.folder, config.stored()
     _check(folder, claim)  # before reading the data, which may take minutes
     limits = {split: getattr(config, f"{split}_users") for split in SPLITS}
@@ -143,16 +147,18 @@ class Federation:
 
     def _round(self, number: int, bar: tqdm) -> None:
         rows = self._train(number, bar)
+        for client in self.clients:
+            self._refuse_diverged(client, number, "training", rows[client.name]["train_loss"])
         geometry = self._note_geometry(number)
+        for client in self.clients:
+            size = geometry[client.name]
+            size = size if size <= wire.LARGEST_NORM else math.inf
+            self._refuse_diverged(client, number, "the update's norm", size)
         up, down = self._exchange(number)
         for client in self.clients:
             # The model as the client would use it after this round.
             loss = validation_loss(client, self.adapter, self.method)
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"validation loss of {client.name} is {loss} after round {number}: "
-                    f"the learning rate {self.config.lr:g} may be too high"
-                )
+            self._refuse_diverged(client, number, "validation loss", loss)
             if loss < client.best_loss:
                 client.best, client.best_loss = copy.copy(client.model), loss
                 client.best_round = number
@@ -176,6 +182,13 @@ class Federation:
         self.events.append("round", round=number, time=_now())
         self._save(number)
 
+    def _refuse_diverged(self, client: Client, number: int, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{what} of {client.name} is {value} after round {number}: "
+                f"the learning rate {self.config.lr:g} may be too high"
+            )
+
     def _train(self, number: int, bar: tqdm) -> dict[str, dict]:
         """Local training of every client, or of one model on the data of all; a row a client."""
         rows: dict[str, dict] = {}
@@ -184,7 +197,7 @@ class Federation:
             data = PooledData([client.data for client in self.clients])
             pooled = [Client(data, self.clients[0].model, label=self.method.name)]
         for client in pooled or self.clients:
-            forget_peak()
+            self._forget_peak()
             begin = time.perf_counter()
             self.method.begin(client, number)
 
@@ -193,13 +206,25 @@ class Federation:
                 bar.set_postfix_str(f"round {number} {name} loss {loss:.3f}", refresh=False)
 
             row = train(client, self.adapter, self.method, number, progress)
-            row |= {"seconds": time.perf_counter() - begin, "memory": peak()}
+            row |= {"seconds": time.perf_counter() - begin, "memory": self._peak()}
             rows[client.name] = row
         if pooled:
             rows = {client.name: row for client in self.clients}
             for client in self.clients:
                 client.model = copy.copy(pooled[0].model)
         return rows
+
+    # Memory of the device that trains: a GPU's own, else this process'.
+
+    def _forget_peak(self) -> None:
+        if self.adapter.backbone.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.adapter.backbone.device)
+        else:
+            forget_peak()
+
+    def _peak(self) -> float:
+        device = self.adapter.backbone.device
+        return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak()
 
     def _note_geometry(self, number: int) -> dict[str, float]:
         """Norms and cosines of all updates as trained; returns each client's norm over all layers.
@@ -320,7 +345,8 @@ class Federation:
             frame, chosen = evaluate(client.data, client.best, self.adapter, self.method)
             ranks.append(frame)
             choices[client.name] = {**chosen, "best_round": client.best_round}
-            self._save_adapter(client)
+            if self.method.language_model:
+                self._save_adapter(client)
             self.events.append("evaluated", client=client.name, **choices[client.name])
         ranks = pd.concat(ranks, ignore_index=True)
         metrics = runs.metrics_of(ranks)

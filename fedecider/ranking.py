@@ -63,13 +63,20 @@ def empty_prompt_trees(catalogue: Catalogue, items: Sequence[str], width: int = 
 
 
 @torch.no_grad()
-def branch_scores(adapter: Adapter, trunk: Trunk, end: int, label: str = "") -> list[np.ndarray]:
-    """Mean log p of each branch and its end given its prompt; float64 (branches,) a tree."""
+def branch_scores(
+    adapter: Adapter, trunk: Trunk, end: int, label: str = "", only: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """Mean log p of each branch and its end given its prompt; float64 (branches,) a tree.
+
+    Of all trees of the trunk, or of those with the indices `only`, in that order.
+    """
     device = adapter.backbone.device
     scores: list[np.ndarray] = []
-    packs = pack([tree.size for tree in trunk.trees], _BUDGET)
-    with tqdm(total=len(trunk), desc=label, unit="user", leave=False, mininterval=1) as bar:
-        for indices in packs:
+    some = list(range(len(trunk)) if only is None else only)
+    packs = pack([trunk.trees[index].size for index in some], _BUDGET)
+    with tqdm(total=len(some), desc=label, unit="user", leave=False, mininterval=1) as bar:
+        for places in packs:
+            indices = [some[place] for place in places]
             forest = trunk.forest(indices)
             hidden = adapter.hidden(trunk.cat(indices, forest), forest)
             used, source, token, lengths = _branch_targets(forest, end)

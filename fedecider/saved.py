@@ -58,7 +58,7 @@ class SavedRun:
         if not path.exists():
             return {}, None
         with safe_open(path, "pt") as file:
-            sources = file.metadata()["sources"].split(",")
+            sources = list(filter(None, file.metadata()["sources"].split(",")))
         tensors = load_file(path)
         found = {name: _pairs(tensors, f"mixture/from {name}/", "{}", "/") for name in sources}
         return found, tensors.get("mixture/alpha")

@@ -158,15 +158,22 @@ def _largest(values: np.ndarray, count: int) -> list[int]:
 
 @torch.inference_mode()
 def search(
-    adapter: Adapter, root: Node, prompts: Prompts, beams: int, label: str = ""
+    adapter: Adapter,
+    root: Node,
+    prompts: Prompts,
+    beams: int,
+    label: str = "",
+    only: Sequence[int] | None = None,
 ) -> list[list[tuple[float, list[int]]]]:
     """Per prompt the best `beams` titles, as (log p of title and end, items), best first.
 
+    Of all prompts, or of those with the indices `only`, in that order.
     Enter a mixture before to search with foreign directions. A beam keeps `beams` paths on their
     way beside the complete titles, until none of them can enter the list of the best.
     """
-    order = sorted(range(len(prompts.sizes)), key=lambda index: (prompts.sizes[index], index))
-    results: list[list[tuple[float, list[int]]]] = [[] for _ in order]
+    wanted = list(range(len(prompts.sizes)) if only is None else only)
+    order = sorted(wanted, key=lambda index: (prompts.sizes[index], index))
+    results: dict[int, list[tuple[float, list[int]]]] = {}
     with tqdm(total=len(order), desc=label, unit="user", leave=False, mininterval=1) as bar:
         for some in pack([prompts.sizes[index] for index in order], _BUDGET):
             indices = [order[place] for place in some]
@@ -187,7 +194,7 @@ def search(
                 lengths = [prompts.sizes[index] for index in indices]
                 states = _feed(adapter.backbone, searches, cache, lengths)
                 _expand(adapter.backbone, searches, states)
-    return results
+    return [results[index] for index in wanted]
 
 
 def _feed(backbone: Backbone, searches: list[_Search], cache: Cache, lengths: list[int]) -> Tensor:

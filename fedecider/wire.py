@@ -23,7 +23,7 @@ Precision = Literal["float32", "bfloat16", "int8"]
 # How far rounding may take the norm of a direction from 1.
 _UNIT_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2, "int8": 0.25}
 # No layer's update comes near it; a larger one would drown the frozen weights.
-_LARGEST_NORM = 1e6
+LARGEST_NORM = 1e6
 
 
 class PayloadError(ValueError):
@@ -113,9 +113,9 @@ def decode(
             size = max(torch.linalg.matrix_norm(part).item() for part in pair if part is not None)
         else:
             size = norm(pair, unit or "frobenius").max().item()
-        if size > _LARGEST_NORM:
+        if size > LARGEST_NORM:
             raise PayloadError(
-                f"{name} of {sender} has norm {size:.4g}, at most {_LARGEST_NORM:g} expected"
+                f"{name} of {sender} has norm {size:.4g}, at most {LARGEST_NORM:g} expected"
             )
         slack = _UNIT_TOLERANCE[precision]
         if unit is not None and (size > 1 + slack or (whole and size < 1 - slack)):

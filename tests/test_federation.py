@@ -1,5 +1,6 @@
 """The round loop: what each method computes, what travels, and resuming after a kill."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -98,8 +99,21 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedecider"])
-@pytest.mark.parametrize("where", ["train", "_save", "validation_loss", "evaluate"])
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [
+        *itertools.product(
+            ["fedavg", "fedecider"], ["train", "_save", "validation_loss", "evaluate"]
+        ),
+        # What others keep between rounds: two LoRAs, a folded sum, a phase, one model for all.
+        *(("feddpa", where) for where in ("train", "_save", "evaluate")),
+        ("flora", "train"),
+        ("flora", "evaluate"),
+        ("rolora", "train"),
+        ("fellrec", "_save"),
+        ("centralized", "_save"),
+    ],
+)
 def test_a_killed_run_goes_on_with_the_same_numbers(
     method, where, backbone, data, tmp_path, monkeypatch
 ):
@@ -135,9 +149,9 @@ def test_a_killed_run_goes_on_with_the_same_numbers(
     assert sum(event["event"] == "client" for event in events) == 9
 
 
-@pytest.mark.parametrize("write", range(4))
+@pytest.mark.parametrize("write", range(5))
 def test_a_kill_between_two_writes_of_the_state(write, backbone, data, tmp_path, monkeypatch):
-    """The tensors, two tables, and the state that names them."""
+    """The tensors, three tables, and the state that names them."""
     whole = federation.run(config(data, tmp_path / "whole"), backbone)
     broken = config(data, tmp_path / "broken")
     plain, calls = runs.os.replace, []

@@ -162,6 +162,52 @@ def test_all_methods_make_the_same_number_of_local_steps(method, data, backbone,
         assert steps == expected
 
 
+def test_steps_are_counted_where_they_are_made(data, backbone, tmp_path, monkeypatch):
+    """A method that trained twice as long would show it."""
+    monkeypatch.setattr(METHODS["feddpa"], "stages", lambda *args: [(0.0, 1.0), (0.0, 1.0)])
+    found = {}
+    for method in ("local", "feddpa"):
+        folder = federation.run(config(data, tmp_path / method, method, rankers=[]), backbone)
+        found[method] = runs.rounds(folder)["steps"].to_numpy()
+    assert (found["feddpa"] == 2 * found["local"]).all()
+
+
+def test_feddpa_trains_its_local_lora_also_in_a_round_of_one_step(data, backbone, tmp_path):
+    run = make(data, tmp_path, backbone, "feddpa", batch_tokens=10**6)
+    with run.adapter:
+        run._round(1, Bar())
+        client = run.clients[0]
+        assert any(pair.B.any() for pair in client.model.personal.values())
+
+
+def test_feddpa_serves_the_same_mixture_again_and_keeps_one_cache_for_all_groups(
+    data, backbone, tmp_path
+):
+    run = make(data, tmp_path, backbone, "feddpa")
+    with run.adapter:
+        run._round(1, Bar())
+        client = run.clients[0]
+        served = {}
+        for split in ("valid", "test", "test"):
+            for _, model in run.method.served(client.data, client.model, run.adapter, split):
+                weight = model.alpha.unique().item()
+                assert served.setdefault(weight, model) is model
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fellrec", "flora", "fedecider", "local"])
+def test_a_diverged_run_says_so_before_anything_travels(method, data, backbone, tmp_path):
+    settings = config(data, tmp_path / "run", method, lr=1e30, rankers=[])
+    with pytest.raises(FloatingPointError, match=r"learning rate 1e\+30 may be too high"):
+        federation.run(settings, backbone)
+
+
+def test_settings_of_directions_are_refused_where_none_are_sent(data, tmp_path):
+    for method in ("fedavg", "fedecider-no-direction", "fedecider-no-both"):
+        for field in ({"truncate": 1}, {"noise": 0.1}):
+            with pytest.raises(ValueError, match=f"{method} sends no directions"):
+                federation.run(config(data, tmp_path / "x", method, **field))
+
+
 def test_averages_are_weighted_sums_and_absent_parts_stay_absent():
     def pair(value, half=False):
         A = None if half else torch.full((1, 2), -value)
@@ -172,6 +218,9 @@ def test_averages_are_weighted_sums_and_absent_parts_stay_absent():
     by_module = average({"a": pair(1.0), "b": pair(5.0)}, {"a": {"m": 0.5}, "b": {"m": 0.5}})["m"]
     assert by_module.B.unique().item() == 3.0
     assert average({"a": pair(1.0, True)}, {"a": 1.0})["m"].A is None
+    with pytest.raises(wire.PayloadError, match="one rank: the clients' factors of m differ"):
+        wide = {"m": LowRank(torch.ones(2, 2), torch.ones(2, 2))}
+        average({"a": pair(1.0), "b": wide}, {"a": 0.5, "b": 0.5})
     with pytest.raises(wire.PayloadError, match="every module of a, n is absent"):
         average({"a": pair(1.0), "b": pair(1.0) | {"n": pair(1.0)["m"]}}, {"a": 0.5, "b": 0.5})
 
@@ -339,11 +388,13 @@ def test_fellrec_is_its_formula(unlike, backbone, tmp_path, monkeypatch):
                     similar = torch.cosine_similarity(flat[mine], flat[other], dim=0).item()
                     raw.append((similar + 1) / 2 * (1 if i == j else warm[i]))
                 for name in run.adapter.names:
-                    mean = sum(
-                        w / sum(raw) * trained[c].factors[name].A
-                        for w, c in zip(raw, clients, strict=True)
-                    )
-                    assert torch.allclose(after[mine].factors[name].A, mean, atol=1e-5)
+                    for part in ("A", "B"):
+                        mean = sum(
+                            w / sum(raw) * getattr(trained[c].factors[name], part)
+                            for w, c in zip(raw, clients, strict=True)
+                        )
+                        got = getattr(after[mine].factors[name], part)
+                        assert torch.allclose(got, mean, atol=1e-5)
 
 
 def test_the_warm_up_grows_with_the_round_and_is_least_for_the_largest_loss():
@@ -362,12 +413,15 @@ def test_feddpa_averages_the_global_lora_and_keeps_the_local_one(
         share = titles(run)
         for number, before, trained, after in rounds(run, 2, monkeypatch):
             for name in run.adapter.names:
-                mean = sum(share[c] * trained[c].factors[name].B for c in share)
                 for client in share:
-                    assert torch.allclose(after[client].factors[name].B, mean, atol=1e-7)
-                    assert torch.equal(
-                        after[client].personal[name].B, trained[client].personal[name].B
-                    )
+                    for part in ("A", "B"):
+                        mean = sum(
+                            share[c] * getattr(trained[c].factors[name], part) for c in share
+                        )
+                        got = getattr(after[client].factors[name], part)
+                        assert torch.allclose(got, mean, atol=1e-7)
+                        kept = getattr(trained[client].personal[name], part)
+                        assert torch.equal(getattr(after[client].personal[name], part), kept)
                     if number > 1:
                         was = before[client].personal[name].B
                         assert not torch.allclose(was, after[client].personal[name].B)
@@ -563,6 +617,8 @@ def test_als_ranks_by_the_domains_interactions(data, backbone, tmp_path):
     assert mine["rank"].between(1, 30).all() and mine["rank"].nunique() > 3
     choices = json.loads((folder / "result.json").read_text())["choices"]
     assert {one["als_factors"] for one in choices.values()} <= {16, 32, 64}
+    assert {one["als_confidence"] for one in choices.values()} <= {1.0, 10.0, 40.0}
+    assert not (folder / "adapters").exists()  # no language model was trained
 
 
 def test_als_finds_structure_that_popularity_does_not(tmp_path):
@@ -594,10 +650,10 @@ def test_als_finds_structure_that_popularity_does_not(tmp_path):
     columns = ["user_id", "split", "item_id", "negatives"]
     pd.DataFrame(listed, columns=columns).to_parquet(tmp_path / "d/candidates.parquet")
     domain = read_domain(tmp_path / "d")
-    ranks, chosen = als_ranks(domain, [4, 8])
+    ranks, chosen = als_ranks(domain, [4, 8], [1.0, 10.0])
     assert np.mean(ranks["sampled"]) < 3 and max(ranks["catalogue"]) <= 21
-    assert chosen in (4, 8)
-    assert als_ranks(domain, [4, 8]) == (ranks, chosen)
+    assert chosen["als_factors"] in (4, 8) and chosen["als_confidence"] in (1.0, 10.0)
+    assert als_ranks(domain, [4, 8], [1.0, 10.0]) == (ranks, chosen)
 
 
 def test_models_are_served_outside_their_training_mixture(unlike, backbone, tmp_path):

@@ -204,13 +204,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_the_report_renders_in_a_browser(tiny, tmp_path):
-    """Every picture shows, and no text stands outside the page at a laptop's and a phone's width."""
+    """Every picture shows, and nothing stands outside the page, in a wide and a narrow window."""
     probe = """<script>window.onload = () => {
       const pictures = [...document.images];
+      const none = "No description has been provided for this image";
       document.title = JSON.stringify({
         pictures: pictures.length,
         broken: pictures.filter(one => !one.complete || one.naturalWidth === 0).length,
-        unnamed: pictures.filter(one => !one.alt || one.alt === "No description has been provided for this image").length,
+        unnamed: pictures.filter(one => !one.alt || one.alt === none).length,
         beyond: document.documentElement.scrollWidth - window.innerWidth,
       })}</script></body>"""
     page = (tiny.results / "report.html").read_text()

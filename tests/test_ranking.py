@@ -8,10 +8,11 @@ from toy import config, write_domains
 from fedecider import ranking
 from fedecider.adapter import Adapter
 from fedecider.backbone import load
-from fedecider.client import ClientData
+from fedecider.client import ClientData, ClientModel
 from fedecider.direction import LowRank
 from fedecider.domains import read_domain
 from fedecider.evaluation import likelihood_ranks
+from fedecider.methods import METHODS
 from fedecider.sequences import make_form
 from fedecider.trunk import Trunk
 
@@ -110,7 +111,8 @@ def test_likelihood_uses_validation_for_the_weight_and_test_for_ranks(adapter, d
     chosen = config(tmp_path, tmp_path, "local", prompt_weights=[0.0, 0.7])
     form = make_form("history", adapter.backbone.tokenizer, adapter.backbone.start)
     data = ClientData(domain, adapter, form, chosen)
-    weight, ranks = likelihood_ranks(data, adapter)
+    model = ClientModel(adapter.factors())
+    weight, ranks = likelihood_ranks(data, model, adapter, METHODS["local"](chosen))
     prompt = form.prompt([])
     for split, users in (("valid", data.valid_users), ("test", data.test_users)):
         quality = {}

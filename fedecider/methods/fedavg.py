@@ -52,6 +52,13 @@ def average(uploads: Uploads, weights: Mapping[str, float | Mapping[str, float]]
         if sorted(factors) != names:
             absent = sorted(set(names) - set(factors))
             raise PayloadError(f"averaging needs every module of {client}, {absent[0]} is absent")
+    for name in names:
+        shapes = {
+            tuple(None if x is None else tuple(x.shape) for x in uploads[client][name])
+            for client in uploads
+        }
+        if len(shapes) > 1:
+            raise PayloadError(f"averaging needs one rank: the clients' factors of {name} differ")
 
     def mean(name: str, part: str):
         total = None

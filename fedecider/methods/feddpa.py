@@ -1,14 +1,15 @@
 """feddpa (Yang et al., arXiv 2403.19211): a global and a local LoRA, mixed by instance.
 
-Up and down: A, B of the global LoRA (fedavg); the local LoRA stays at home. The first half of a
-round's steps trains the local one alone, the second half the global one, so that the number of
-steps is that of the other methods. A user is served with
+Up and down: A, B of the global LoRA (fedavg); the local LoRA stays at home. A user is served with
 
     y = W0 x + (1 - l) dW_global x + l dW_local x,   l = c * mean_s cos(h, h_s),
 
 h the last state of the user's prompt under the local LoRA and h_s those of some training histories
-of the client; c is the largest weight. Source: the paper and its authors' code. Ours: l is rounded
-to steps of 0.05, so that users of one weight are ranked together.
+of the client; c is the largest weight. Source: the paper and its authors' code. Ours: the first
+half of a round's steps trains the local LoRA alone, the second half the global one, so that the
+number of steps is that of the other methods (the authors give both all steps, and train the local
+one beside the frozen global one); l is rounded to steps of 0.05, at most c, so that users of one
+weight are ranked together; instances are whole training rows.
 """
 
 from collections import defaultdict
@@ -31,6 +32,10 @@ class FedDPA(FedAvg):
 
     name = "feddpa"
 
+    def __init__(self, config):
+        super().__init__(config)
+        self._of, self._mixed = None, {}
+
     def begin(self, client, number):
         """The local LoRA is trained first; both start from the same point."""
         model = client.model
@@ -52,14 +57,20 @@ class FedDPA(FedAvg):
         users = getattr(data, f"{split}_users")
         groups = defaultdict(list)
         for user, weight in zip(users, self.weights_of(data, model, adapter, split), strict=True):
-            groups[round(round(weight / _STEP) * _STEP, 2)].append(user)
-        local = adapter.updates(model.personal)
-        found = []
-        for weight, some in sorted(groups.items()):
+            near = min(round(weight / _STEP) * _STEP, self.config.dpa_weight)
+            groups[round(near, 6)].append(user)
+        if self._of is not model:
+            self._of, self._mixed = model, {}
+        return [(some, self._at(model, adapter, weight)) for weight, some in sorted(groups.items())]
+
+    def _at(self, model, adapter, weight: float) -> ClientModel:
+        """The mixture with that weight; the same object whenever asked again for this model."""
+        if weight not in self._mixed:
             scaled = {name: pair.scaled(1 - weight) for name, pair in model.factors.items()}
             alpha = initial_alpha(adapter, ["local"], self.config.alpha_scope) + weight
-            found.append((some, ClientModel(scaled, {"local": local}, alpha)))
-        return found
+            local = adapter.updates(model.personal)
+            self._mixed[weight] = ClientModel(scaled, {"local": local}, alpha)
+        return self._mixed[weight]
 
     @torch.no_grad()
     def weights_of(self, data, model, adapter, split) -> list[float]:

@@ -17,6 +17,7 @@ class FeDecider(Local):
 
     name = "fedecider"
     learns_alpha = True
+    sends_directions = True
 
     def up_unit(self):
         """Directions travel unless the server is to extract them."""

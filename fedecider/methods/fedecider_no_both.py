@@ -11,3 +11,4 @@ class WithoutBoth(WithoutPersonalization, WithoutDirection):
     """Weights as without personalization, payloads as without direction."""
 
     name = "fedecider-no-both"
+    sends_directions = False

@@ -11,6 +11,7 @@ class WithoutDirection(FeDecider):
     """Scale travels with the update."""
 
     name = "fedecider-no-direction"
+    sends_directions = False
 
     def up_unit(self):
         """Any norm."""

@@ -4,11 +4,15 @@ Up and down: A, B (up also the training loss). With s_ij = (cos(theta_i, theta_j
 entries of the factors, client i gets
 
     theta_i <- (s_ii theta_i + w_i sum_{j != i} s_ij theta_j) / (s_ii + w_i sum_{j != i} s_ij),
-    w_i = tanh( alpha / p_i^(t / beta) ),   p = softmax(losses / 0.05),
+    w_i = tanh( alpha / p_i^(t / beta) ),   p = softmax(losses / temperature),
 
-in round t: clients that still lose much learn from themselves first, and w_i grows with the round
-for all. Source: the paper and its authors' code, from which the temperature 0.05 is; the splitting
-of the model between client and server changes no number and is left out.
+in round t: clients that still lose much learn from themselves first, and w_i grows with the round.
+Source: the paper and its authors' code, from which the default temperature 0.05 is. There clients
+are groups of users of one domain; between domains whose losses are apart by some tenths of a nat
+the softmax saturates, and w_i is 1 for all but the client that loses most, for which it stays near
+tanh(alpha). Ours: the exponent is t / beta as in the paper (the code has t - 1 + 1 / beta, and
+leaves the warm-up out for beta = 1); the splitting of the model between client and server changes
+no number and is left out.
 """
 
 import math
@@ -17,8 +21,6 @@ import torch
 
 from fedecider.methods.fedavg import FedAvg, average
 from fedecider.methods.local import Downloads, Uploads
-
-_TEMPERATURE = 0.05
 
 
 class FELLRec(FedAvg):
@@ -49,7 +51,9 @@ class FELLRec(FedAvg):
     def warm_up(self, losses: list[float], number: int) -> list[float]:
         """w_i of round `number` (1-based), each in (0, 1]."""
         config = self.config
-        shares = torch.softmax(torch.tensor(losses, dtype=torch.float64) / _TEMPERATURE, 0)
+        shares = torch.softmax(
+            torch.tensor(losses, dtype=torch.float64) / config.fellrec_temperature, 0
+        )
         # In logarithms: p^(t / beta) underflows after some rounds, and tanh is 1 long before.
         exponents = (-shares.log() * number / config.fellrec_beta).clamp(max=50).tolist()
         return [math.tanh(config.fellrec_alpha * math.exp(value)) for value in exponents]

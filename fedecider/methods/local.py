@@ -22,6 +22,7 @@ class Local:
     rounds_needed = True  # zero-shot has none
     language_model = True  # als and popularity are none
     pooled = False  # whether one model is trained on the data of all clients
+    sends_directions = False  # or updates of which the server extracts them
     number_sent = ""  # name of a single number that goes up with the factors
 
     def __init__(self, config: RunConfig):
