@@ -199,7 +199,7 @@ def _receives(
 
 def _on_wire(axes: Axes, x: float, y: float, text: str) -> None:
     edge = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-    axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=edge, zorder=2)
+    axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=edge, zorder=5)
 
 
 def _about(found: pd.DataFrame, left_out: int) -> str:
