@@ -147,7 +147,7 @@ def test_every_number_of_a_table_is_traceable_to_a_run(tiny):
         if "attacks" in path.name or "bootstrap" in path.name:
             continue
         rows = pd.read_csv(path)
-        [column] = [name for name in rows.columns if name in ("runs", "run", "sources")]
+        [column] = [name for name in rows.columns if name in ("runs", "run", "folder")]
         for named in rows[column].dropna():
             for one in str(named).split(";"):
                 places = [tiny.results / part / one for part in ("", "runs", "sweeps", "data")]
@@ -326,7 +326,8 @@ def test_an_edited_module_runs_only_the_stages_that_call_it(tiny, tmp_path):
     assert stale("figures/figure_5.py", "\n# a comment\n") == set()
     assert stale("figures/figure_5.py", "\nNEW = 1\n") == {"figure_5_alpha_convergence"}
     assert stale("data_prep/settings.py", "\nNEW = 1\n") == {"prepare_goodreads", "prepare_amazon"}
-    assert stale("fedecider/federation.py", "\nNEW = 1\n") == {"run_federation"}
+    trained = {"run_federation", "search_settings"}
+    assert stale("fedecider/federation.py", "\nNEW = 1\n") == trained
 
     with (copy / "figures/figure_5.py").open("a") as module:
         module.write("\nNEW = 1\n")
