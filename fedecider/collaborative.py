@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_limits
 
 from fedecider.config import RunConfig
 from fedecider.domains import Domain, interactions
@@ -47,7 +48,8 @@ def als_ranks(
             use_native=True,
             **_SETTINGS,
         )
-        model.fit(table, show_progress=False)
+        with threadpool_limits(1, "blas"):  # two layers of threads would wait for each other
+            model.fit(table, show_progress=False)
         ranks = _ranks(model, domain, "valid")["sampled"]
         quality = per_user(np.array(ranks), "ndcg@10").mean()
         if best is None or quality > best[0]:
