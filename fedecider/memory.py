@@ -31,4 +31,5 @@ def _status(name: str) -> float:
         text = Path("/proc/self/status").read_text()
     except OSError:
         return math.nan
-    return int(re.search(rf"{name}:\s+(\d+) kB", text)[1]) / 1024
+    found = re.search(rf"{name}:\s+(\d+) kB", text)
+    return int(found[1]) / 1024 if found else math.nan

@@ -1,4 +1,4 @@
-"""The gallery: small result files of runs, gathered over several sittings, and pictures of them.
+"""The gallery: small result files of runs, gathered as they are finished, and pictures of them.
 
     python -m notebooks.gallery sample
 
@@ -24,7 +24,8 @@ from notebooks.stages import Stage, StageError
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("runs", "sweeps")
-_FILES = ("config.json", "result.json", "metrics.csv", "rounds.csv", "alphas.csv")
+# In this order: a run that has result.json is finished, here as everywhere.
+_FILES = ("config.json", "metrics.csv", "rounds.csv", "alphas.csv")
 _SHOWN = (".png", ".csv", ".md", ".tex")
 
 
@@ -56,9 +57,14 @@ def take(results: Path, gallery: Path) -> list[str]:
                 shutil.copyfile(run / name, beside)
         with runs.atomic(into / "ranks.parquet") as beside:
             _numbered(pd.read_parquet(run / "ranks.parquet")).to_parquet(beside, index=False)
-        if "local" in run.name:  # what the figure of the scale noise shows; the rest is large
+        config = json.loads((run / "config.json").read_text())
+        if (
+            config["method"] == "local"
+        ):  # what the figure of the scale noise shows; the rest is large
             table = pd.read_csv(run / "geometry.csv")
             runs.write_csv(into / "geometry.csv", table[table["round"] == table["round"].max()])
+        with runs.atomic(into / "result.json") as beside:
+            shutil.copyfile(run / "result.json", beside)
         taken.append(into.relative_to(gallery).as_posix())
     for path in sorted(results.glob("search/*/*/chosen.json")):
         with runs.atomic(gallery / path.relative_to(results)) as beside:
@@ -97,20 +103,22 @@ def draw(name: str, results: Path, gallery: Path) -> int:
     """
     published = results / "published"
     for kind in KINDS:
+        shutil.rmtree(published / kind, ignore_errors=True)  # of runs that may be there no more
         for run in runs.finished(gallery / kind):
             into = published / run.relative_to(gallery)
-            shutil.copytree(run, into, dirs_exist_ok=True)
-            adapters = results / run.relative_to(gallery) / "adapters"
-            if adapters.is_dir() and not (into / "adapters").exists():
-                (into / "adapters").symlink_to(os.path.abspath(adapters))
-    if (results / "data").is_dir() and not (published / "data").exists():
+            shutil.copytree(run, into, copy_function=shutil.copy2)
+            here = results / run.relative_to(gallery)
+            if (here / "adapters").is_dir() and _same(here, run):
+                (into / "adapters").symlink_to(os.path.abspath(here / "adapters"))
+    (published / "data").unlink(missing_ok=True)
+    if (results / "data").is_dir():
         (published / "data").symlink_to(os.path.abspath(results / "data"))
     todo = [one for one in _pictures(name, published) if _can(one, published)]
     ran, _ = reproduce.bring_up_to_date(todo, published, ROOT)
-    for folder in ("figures", "tables"):
-        for path in sorted((published / folder).glob("*")):
+    for stage in todo:
+        for path in sorted(path for glob in stage.outputs for path in published.glob(glob)):
             if path.suffix in _SHOWN:
-                with runs.atomic(gallery / folder / path.name) as beside:
+                with runs.atomic(gallery / path.relative_to(published)) as beside:
                     shutil.copyfile(path, beside)
     return ran
 
@@ -140,9 +148,11 @@ def _pictures(name: str, published: Path) -> list[Stage]:
 
 def _can(stage: Stage, published: Path) -> bool:
     """Whether what the picture reads is there."""
-    wants = [pattern for pattern in stage.inputs if not pattern.startswith("sweeps/")]
+    # Sweeps may be missing, but for the pictures that show nothing else.
+    optional = stage.notebook not in ("figure_6_sensitivity", "table_7_backbones")
+    wants = [one for one in stage.inputs if not (optional and one.startswith("sweeps/"))]
     if stage.notebook in ("table_6_privacy", "table_8_theory"):
-        wants = [*wants, f"runs/{stage.parameters['dataset']}/fedecider-*/adapters/*/*"]
+        wants.append(f"runs/{stage.parameters['dataset']}/fedecider-seed*/adapters/*/*")
     return all(any(published.glob(pattern)) for pattern in wants)
 
 
@@ -162,7 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         taken = [] if chosen.draw else take(results, gallery)
         drawn = draw(chosen.preset, results, gallery)
-        summarise(gallery, ROOT / "README.md" if chosen.preset == "sample" else None)
+        shown = gallery == ROOT / "figures/gallery/sample"
+        summarise(gallery, ROOT / "README.md" if shown else None)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -29,6 +29,7 @@ class Shown:
     model: bool = False  # whether it loads the backbone and reads the prepared data
     adapters: bool = False  # whether it reads the models that the runs have saved
     once: bool = False  # for all data sets together
+    sweeps: bool = False  # whether it shows sweeps, too
     seconds: float = 8.0
 
 
@@ -40,13 +41,20 @@ _FIGURES: tuple[Shown, ...] = (
     Shown("figure_3_overview"),
     Shown("figure_4_alpha_heatmap", model=True, seconds=25),
     Shown("figure_5_alpha_convergence"),
-    Shown("figure_6_sensitivity"),
-    Shown("figure_7_quality_vs_bytes"),
+    Shown("figure_6_sensitivity", sweeps=True),
+    Shown("figure_7_quality_vs_bytes", sweeps=True),
     Shown("table_1_datasets", files="tables/{name}.*", once=True),
-    Shown("table_4_ablations", files="tables/{name}*.*"),
-    Shown("table_5_communication", files="tables/{name}.*"),
-    Shown("table_6_privacy", files="tables/{name}*.*", model=True, adapters=True, seconds=300),
-    Shown("table_7_backbones", files="tables/{name}.*"),
+    Shown("table_4_ablations", files="tables/{name}*.*", sweeps=True),
+    Shown("table_5_communication", files="tables/{name}.*", sweeps=True),
+    Shown(
+        "table_6_privacy",
+        files="tables/{name}*.*",
+        model=True,
+        adapters=True,
+        sweeps=True,
+        seconds=300,
+    ),
+    Shown("table_7_backbones", files="tables/{name}.*", sweeps=True),
     Shown("table_8_theory", files="tables/{name}*.*", model=True, adapters=True, seconds=120),
     Shown("table_9_cost", files="tables/{name}.*"),
 )
@@ -67,17 +75,18 @@ def stages(preset: Preset, results: Path, root: Path) -> list[Stage]:
     runs = [run for seed in preset.seeds for run in plan.runs(seed)]
     searches, sweeps = plan.searches(), plan.sweeps()
     tables = [
-        plan.table(dataset, _TABLES[_served_by(dataset, entry)], [*runs, *sweeps])
+        plan.table(dataset, _TABLES[_served_by(dataset, entry)], runs)
         for dataset, entry in preset.datasets.items()
     ]
     figures = [
-        plan.figure(shown, datasets, [*runs, *sweeps])
+        plan.figure(shown, datasets, [*runs, *(sweeps if shown.sweeps else [])])
         for shown in _FIGURES
         for wanted in [[name for name in preset.datasets if plan.wants(shown, name)]]
         for datasets in ([wanted] if shown.once else [[name] for name in wanted])
         if datasets
     ]
-    return [*prepared, *searches, *runs, *sweeps, *tables, *figures]
+    # The main tables before the sweeps: whoever waits sees them first.
+    return [*prepared, *searches, *runs, *tables, *sweeps, *figures]
 
 
 def _served_by(dataset: str, entry: Dataset) -> str:
@@ -208,7 +217,7 @@ class _Plan:
             name = "-".join(["run_federation", *Path(run).parts])
             parameters |= {"run": run, "change": change}
         search = self.preset.search
-        if search is not None and method in search.tries:
+        if search is not None and method in search.tries and method in self.methods(dataset):
             parameters["chosen"] = f"search/{dataset}/{method}/chosen.json"
         return self._federation(
             name,
@@ -280,7 +289,8 @@ class _Plan:
         inputs = []
         for dataset in datasets:
             # All finished runs are shown, also those that a user added by hand.
-            inputs += [f"runs/{dataset}/*/*", f"sweeps/{dataset}/*/*"]
+            inputs += [f"runs/{dataset}/*/*"]
+            inputs += [f"sweeps/{dataset}/*/*"] if shown.sweeps else []
             inputs += [f"data/{dataset}/**/*"] if shown.model or shown.once else []
             inputs += [f"runs/{dataset}/*/adapters/*/*"] if shown.adapters else []
         return Stage(

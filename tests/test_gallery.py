@@ -1,4 +1,4 @@
-"""Taking runs into the gallery: what goes in, what never does, and sittings that do not fit."""
+"""Taking runs into the gallery: what goes in, what never does, and runs that do not fit."""
 
 import json
 import shutil
@@ -39,10 +39,20 @@ def test_small_files_go_in_and_neither_users_nor_weights(results, tmp_path):
         "sweeps/toy/rank-1-fedecider-seed0",
     ]
     files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {*gallery._FILES, "ranks.parquet", "geometry.csv"}
+    assert files == {*gallery._FILES, "result.json", "ranks.parquet", "geometry.csv"}
+    assert len(list(tmp_path.rglob("geometry.csv"))) == 1  # of local alone
     for path in tmp_path.rglob("*.parquet"):
         assert pd.read_parquet(path)["user_id"].str.fullmatch(r"\d{5}").all()
     assert gallery.take(results, tmp_path) == []  # nothing new
+
+
+def test_a_take_that_is_stopped_leaves_no_half_run_that_counts(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "_numbered", lambda ranks: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        gallery.take(results, tmp_path)
+    monkeypatch.undo()
+    assert runs.finished(tmp_path) == []
+    assert len(gallery.take(results, tmp_path)) == 3
 
 
 def test_tables_from_the_gallery_are_those_from_the_results(results, tmp_path):
