@@ -134,11 +134,14 @@ def train(client: Client, adapter: Adapter, method, number: int, progress=None) 
     for _ in range(config.local_epochs):
         packs += pack(sizes, config.batch_tokens, generator)
     found: list[Tensor] = []
+    total = count = 0.0
 
     def note(indices: list[int], losses: Tensor) -> None:
+        nonlocal total, count
         found.append(losses)
         if progress is not None:
-            progress(sum(sizes[index] for index in indices), torch.cat(found).mean().item())
+            total, count = total + losses.sum().item(), count + len(losses)
+            progress(sum(sizes[index] for index in indices), total / count)
 
     for place, (low, high) in enumerate(method.stages(client)):
         if place:

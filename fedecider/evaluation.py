@@ -37,9 +37,9 @@ def evaluate(data: ClientData, model: ClientModel, adapter: Adapter, method):
         chosen["prompt_weight"] = weight
         found.append(_frame(data, method.name, "sampled", "likelihood", data.test_users, ranks))
     if method.language_model and "catalogue" in protocols:
-        asked = [data.catalogue.prompt(user, "test", config.history) for user in data.test_users]
         prompts = None
         if "trie" in config.rankers:
+            asked = [data.catalogue.prompt(one, "test", config.history) for one in data.test_users]
             prompts = Prompts(adapter.backbone, asked, adapter.first, f"{data.name} prompts")
         for users, served in method.served(data, model, adapter, "test"):
             for ranker, ranks in catalogue_ranks(data, served, adapter, users, prompts).items():

@@ -11,8 +11,9 @@ from torch import Tensor
 from fedecider.adapter import Adapter, Factors
 from fedecider.backbone import Backbone
 from fedecider.config import RunConfig
-from fedecider.direction import LowRank, direction
+from fedecider.direction import LowRank
 from fedecider.domains import SPLITS, Domain, data_digest, read_domains
+from fedecider.methods.fedecider import FeDecider
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ class SavedRun:
 
     def sent(self, client: str, adapter: Adapter) -> Factors:
         """The direction of that update, as fedecider sends it; a module without one is absent."""
-        updates, config = adapter.updates(self.own(client)), self.config
-        found = {n: direction(pair, config.norm, config.truncate) for n, pair in updates.items()}
-        return {name: pair for name, pair in found.items() if pair is not None}
+        return FeDecider(self.config).directions(adapter.updates(self.own(client)))
 
     def foreign(self, client: str) -> tuple[dict[str, Factors], Tensor | None]:
         """The foreign directions by source and their weights (groups, sources); none: {}, None."""

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures import drawing, frames, per_run, style
+from figures import drawing, frames, style
 
 _METHOD = "fedecider"
 _COLUMNS = ("dataset", "method", "seed", "round", "client", "bytes_up", "bytes_down", "run")
@@ -36,7 +36,7 @@ def numbers(rounds: pd.DataFrame, dataset: str) -> pd.DataFrame:
         "bytes_up": ("bytes_up", "mean"),
         "bytes_down": ("bytes_down", "mean"),
         "seeds": ("seed", "nunique"),
-        "runs": ("run", per_run.joined),
+        "runs": ("run", frames.joined),
     }
     of_clients = rows.groupby("client", as_index=False).agg(**how)
     if of_clients.empty:

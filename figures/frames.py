@@ -127,7 +127,7 @@ def summary(rows: pd.DataFrame, domains: Sequence[str] | None = None) -> pd.Data
         value=("value", "mean"),
         users=("users", "sum"),
         covered=("domain", "nunique"),
-        run=("run", lambda runs: ";".join(sorted(set(map(str, runs))))),
+        run=("run", joined),
     ).reset_index()
     means = means[means["covered"] == len(domains)].assign(domain=MEAN)
     both = pd.concat([rows, means.drop(columns="covered")], ignore_index=True)
@@ -136,10 +136,11 @@ def summary(rows: pd.DataFrame, domains: Sequence[str] | None = None) -> pd.Data
         sd=("value", "std"),
         seeds=("seed", "nunique"),
         users=("users", "max"),
-        runs=("run", _joined),
+        runs=("run", joined),
     )
     return out.reset_index()
 
 
-def _joined(runs: pd.Series) -> str:
+def joined(runs: pd.Series) -> str:
+    """Run folders, each once, in order, joined by ";"."""
     return ";".join(sorted({run for entry in runs for run in str(entry).split(";")}))

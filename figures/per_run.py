@@ -32,7 +32,7 @@ def quality(
     domains = sorted(set(rows["domain"])) if domains is None else list(domains)
     rows = rows[rows["domain"].isin(domains)]
     out = rows.groupby(_KEYS, as_index=False).agg(
-        value=("value", "mean"), covered=("domain", "nunique"), runs=("run", joined)
+        value=("value", "mean"), covered=("domain", "nunique"), runs=("run", frames.joined)
     )
     return out[out["covered"] == len(domains)].drop(columns="covered").reset_index(drop=True)
 
@@ -70,7 +70,7 @@ def best_loss(rounds: pd.DataFrame, dataset: str) -> pd.DataFrame:
     rows = _of(rounds, dataset).dropna(subset="valid_loss")
     lowest = rows.groupby([*_KEYS, "client", "run"], as_index=False)["valid_loss"].min()
     return lowest.groupby(_KEYS, as_index=False).agg(
-        value=("valid_loss", "mean"), runs=("run", joined)
+        value=("valid_loss", "mean"), runs=("run", frames.joined)
     )
 
 
@@ -82,7 +82,9 @@ def moved(rounds: pd.DataFrame, dataset: str) -> pd.DataFrame:
     rows = _of(rounds, dataset)
     rows = rows.assign(bytes=rows["bytes_up"] + rows["bytes_down"])
     total = rows.groupby([*_KEYS, "client", "run"], as_index=False)["bytes"].sum()
-    return total.groupby(_KEYS, as_index=False).agg(value=("bytes", "mean"), runs=("run", joined))
+    return total.groupby(_KEYS, as_index=False).agg(
+        value=("bytes", "mean"), runs=("run", frames.joined)
+    )
 
 
 def swept(configs: pd.DataFrame, dataset: str, method: str, field: str) -> pd.DataFrame:
@@ -138,7 +140,7 @@ def over_seeds(values: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         mean=("value", "mean"),
         sd=("value", "std"),
         seeds=("seed", "nunique"),
-        runs=("runs", joined),
+        runs=("runs", frames.joined),
     )
     return out
 
@@ -151,11 +153,6 @@ def about_seeds(seeds: pd.Series) -> str:
     if high == 1:
         return "one seed, hence no error bars"
     return f"mean and sd over {high if low == high else f'{low} to {high}'} seeds"
-
-
-def joined(runs: pd.Series) -> str:
-    """Run folders, each once, in order, joined by ";"."""
-    return ";".join(sorted({run for entry in runs for run in str(entry).split(";")}))
 
 
 def _of(rounds: pd.DataFrame, dataset: str) -> pd.DataFrame:

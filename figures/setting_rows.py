@@ -74,8 +74,7 @@ def of_methods(
             )
         label = style.method_label(method)
         key = (block, marked(label, method == base), method, method == base)
-        runs = zip(found["run"], found["seed"], strict=True)
-        rows += [(*key, run, seed) for run, seed in runs] or [(*key, None, None)]
+        rows += entries(key, found)
     return pd.DataFrame(rows, columns=[*KEYS, "run", "seed"], dtype=object)
 
 
@@ -97,9 +96,14 @@ def of_field(configs: pd.DataFrame, dataset: str, method: str, field: str) -> pd
         found = swept[swept["value"] == value]
         base = value in bases
         key = (block, marked(value, base), method, base)
-        runs = zip(found["run"], found["seed"], strict=True)
-        rows += [(*key, run, seed) for run, seed in runs] or [(*key, None, None)]
+        rows += entries(key, found)
     return pd.DataFrame(rows, columns=[*KEYS, "run", "seed"], dtype=object)
+
+
+def entries(key: tuple, found: pd.DataFrame) -> list[tuple]:
+    """A row of ``KEYS``, run and seed for each run of a setting; one without a run for a gap."""
+    runs = zip(found["run"], found["seed"], strict=True)
+    return [(*key, run, seed) for run, seed in runs] or [(*key, None, None)]
 
 
 def marked(label: str, base: bool) -> str:
@@ -170,7 +174,7 @@ def over_seeds(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         counts = [int(count) for count in values.count() if count]
         ends = sorted({min(counts), max(counts)}) if counts else []
         row["seeds"] = "–".join(map(str, ends)) or None
-        row["runs"] = per_run.joined(group[values.notna().any(axis=1)]["run"])
+        row["runs"] = frames.joined(group[values.notna().any(axis=1)]["run"])
         out.append(row)
     names = [name for column in columns for name in (column, f"{column}_sd")]
     return pd.DataFrame(out, columns=[*KEYS, *names, "seeds", "runs"])

@@ -7,7 +7,8 @@ is read off the same test users, which makes the comparison harder for FeDecider
 
 import pandas as pd
 
-from figures import frames, style
+from figures import frames, per_run, style
+from figures.small_table import GAP
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 # Methods that exchange something and are no variants of FeDecider.
@@ -15,14 +16,6 @@ FEDERATED = ("fedavg", "fedprox", "ffa-lora", "flora", "fedsa-lora", "rolora")
 FEDERATED += ("lora-sim", "fellrec", "feddpa")
 _RANKERS = (("catalogue", "grounding"), ("catalogue", "trie"), ("sampled", "likelihood"))
 _METRIC = "ndcg@10"
-_GAP = "–"
-
-
-def best_losses(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Mean over clients of the best validation loss: method, seed, loss (nats a token)."""
-    keys = ["method", "seed", "client"]
-    least = rounds.groupby(keys)["valid_loss"].min()
-    return least.groupby(keys[:2]).mean().rename("loss").reset_index()
 
 
 def numbers(metrics: pd.DataFrame, rounds: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -31,7 +24,7 @@ def numbers(metrics: pd.DataFrame, rounds: pd.DataFrame, dataset: str) -> pd.Dat
     Columns: method, seeds, loss, loss_sd, <ranker>, <ranker>_sd; NDCG in %, a mean over domains.
     """
     columns, seeds = {}, {}
-    losses = best_losses(rounds[rounds["dataset"] == dataset]).groupby("method")["loss"]
+    losses = per_run.best_loss(rounds, dataset).groupby("method")["value"]
     columns["loss"], columns["loss_sd"] = losses.mean(), losses.std()
     for protocol, ranker in _RANKERS:
         rows = frames.scores(metrics, dataset, protocol, ranker)
@@ -55,11 +48,11 @@ def table(found: pd.DataFrame, dataset: str) -> list[str]:
     best = {h: round(found[h].min() if h == "loss" else found[h].max(), digits[h]) for h in heads}
     for row in found.to_dict("records"):
         plain = row["method"] in ("zero-shot", *frames.NO_MODEL)
-        cells = [style.method_label(row["method"]), _GAP if plain else f"{row['seeds']:.0f}"]
+        cells = [style.method_label(row["method"]), GAP if plain else f"{row['seeds']:.0f}"]
         for head in heads:
             value, sd = row[head], row[f"{head}_sd"]
             if pd.isna(value):
-                cells.append(_GAP)
+                cells.append(GAP)
                 continue
             text = f"{value:.{digits[head]}f}"
             text = f"**{text}**" if round(value, digits[head]) == best[head] else text

@@ -103,7 +103,7 @@ def noise(
             row |= {name: values.mean(), f"{name}_sd": values.std()}
         used = runs[runs[["ndcg@10", "loss"]].notna().any(axis=1)]["run"]
         sources = [run for run in (row["runs"], *used) if run]
-        rows.append(row | {"runs": per_run.joined(pd.Series(sources, dtype=object))})
+        rows.append(row | {"runs": frames.joined(pd.Series(sources, dtype=object))})
     table = pd.DataFrame(rows)
     return Table(
         label=f"privacy-noise-{dataset}",
@@ -149,7 +149,7 @@ def _values(rows: pd.DataFrame, clients: Sequence[str]) -> dict:
     interval = None if pd.isna(low) else f"{low:.3f} to {high:.3f}"
     out |= {"low": low, "high": high, "interval": interval, "seeds": mean["seed"].nunique()}
     out |= {name: mean[name].max() for name in ("members", "nonmembers")}
-    return out | {"runs": per_run.joined(rows["run"])}
+    return out | {"runs": frames.joined(rows["run"])}
 
 
 def _notes(kept: pd.DataFrame, attacked: pd.DataFrame, clients: Sequence[str]) -> tuple[str, ...]:

@@ -47,9 +47,7 @@ def backbones(
         block = setting_rows.marked(backbone_label(backbone), of["base"].any())
         for method in methods:
             key = (block, style.method_label(method), method, False)
-            mine = of[of["method"] == method]
-            runs = zip(mine["run"], mine["seed"], strict=True)
-            rows += [(*key, run, seed) for run, seed in runs] or [(*key, None, None)]
+            rows += setting_rows.entries(key, of[of["method"] == method])
     table = pd.DataFrame(rows, columns=[*setting_rows.KEYS, "run", "seed"], dtype=object)
     for values in (
         setting_rows.scores(metrics, dataset, "sampled", _METRICS, "likelihood"),

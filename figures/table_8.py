@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from figures import frames, per_run, style
+from figures import frames, style
 from figures.small_table import GAP, NO_RUN, Column, Table
 
 _COLUMNS = ("dataset", "client", "statement", "measured", "deviation", "tolerance", "holds")
@@ -79,7 +79,7 @@ def statements(found: pd.DataFrame, *, dataset: str) -> Table:
         if len(mine):
             row |= {"deviation": mine["deviation"].max(), "tolerance": mine["tolerance"].min()}
             row["holds"] = "yes" if mine["holds"].all() else "no"
-        rows.append(row | {"runs": per_run.joined(mine["run"])})
+        rows.append(row | {"runs": frames.joined(mine["run"])})
     number = {"deviation": float, "tolerance": float}
     label = style.domain_label
     return Table(
@@ -109,7 +109,7 @@ def tidy(found: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
     worst = worst.assign(
         client=LARGEST,
         holds=list(worst["statement"].map(kept.groupby("statement")["holds"].all())),
-        run=list(worst["statement"].map(kept.groupby("statement")["run"].agg(per_run.joined))),
+        run=list(worst["statement"].map(kept.groupby("statement")["run"].agg(frames.joined))),
     )
     both = pd.concat([kept, worst]) if len(kept) else kept
     place = both["statement"].map({key: place for place, key in enumerate(STATEMENTS)})

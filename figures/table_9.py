@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from figures import frames, per_run, setting_rows, style
+from figures import frames, setting_rows, style
 from figures.small_table import NO_RUN, Column, Table
 
 _RUN = ["dataset", "method", "seed", "run"]
@@ -63,7 +63,7 @@ def cost(
             row[value], row[f"{value}_sd"] = numbers.mean(), numbers.std()
         both = pd.concat([part[["seed", "run"]] for part in mine.values()])
         row["seeds"] = both["seed"].nunique() or None
-        row["runs"] = per_run.joined(both["run"])
+        row["runs"] = frames.joined(both["run"])
         out.append(row)
     rows = pd.DataFrame(out).astype({"seeds": "Int64"})
     reference = rows.set_index("method")

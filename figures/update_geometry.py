@@ -17,7 +17,7 @@ def norms(geometry: pd.DataFrame, dataset: str, method: str = "local") -> pd.Dat
     rows = rows[rows["client"] == rows["other"]].rename(columns={"client": "domain"})
     rows = rows.assign(value=rows["norm"], square=rows["norm"] ** 2)
     whole = rows.groupby(["domain", "seed"], as_index=False).agg(
-        square=("square", "sum"), runs=("runs", per_run.joined)
+        square=("square", "sum"), runs=("runs", frames.joined)
     )
     whole = whole.assign(value=whole["square"] ** 0.5, layer="all")
     both = pd.concat([rows, whole], ignore_index=True) if len(rows) else rows
@@ -34,7 +34,7 @@ def cosines(geometry: pd.DataFrame, dataset: str, method: str = "local") -> pd.D
     rows = rows[(rows["domain"] != rows["other"]) & rows["cosine"].notna()]
     rows = rows.assign(value=rows["cosine"])
     mean = rows.groupby(["domain", "other", "seed"], as_index=False).agg(
-        value=("value", "mean"), runs=("runs", per_run.joined)
+        value=("value", "mean"), runs=("runs", frames.joined)
     )
     both = pd.concat([rows, mean.assign(layer="mean")], ignore_index=True) if len(rows) else rows
     return per_run.over_seeds(both, ["domain", "other", "layer"])

@@ -36,9 +36,9 @@ def take(results: Path, gallery: Path) -> list[str]:
     data set in the gallery: their users would not be the same.
     """
     found = [run for kind in KINDS for run in runs.finished(results / kind)]
+    configs = {run: json.loads((run / "config.json").read_text()) for run in found}
     digests = _digests(gallery)
-    for run in found:
-        config = json.loads((run / "config.json").read_text())
+    for run, config in configs.items():
         place = run.relative_to(results).as_posix()
         kind = (config["dataset"], place.split("/")[0])
         known = digests.setdefault(kind, config["data_digest"])
@@ -48,7 +48,7 @@ def take(results: Path, gallery: Path) -> list[str]:
                 "gallery, or delete those runs first"
             )
     taken = []
-    for run in found:
+    for run, config in configs.items():
         into = gallery / run.relative_to(results)
         if _same(run, into):
             continue
@@ -57,10 +57,8 @@ def take(results: Path, gallery: Path) -> list[str]:
                 shutil.copyfile(run / name, beside)
         with runs.atomic(into / "ranks.parquet") as beside:
             _numbered(pd.read_parquet(run / "ranks.parquet")).to_parquet(beside, index=False)
-        config = json.loads((run / "config.json").read_text())
-        if (
-            config["method"] == "local"
-        ):  # what the figure of the scale noise shows; the rest is large
+        # What the figure of the scale noise shows; the rest of the geometry is large.
+        if config["method"] == "local":
             table = pd.read_csv(run / "geometry.csv")
             runs.write_csv(into / "geometry.csv", table[table["round"] == table["round"].max()])
         with runs.atomic(into / "result.json") as beside:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import matplotlib
+import pytest
 import torch
 
 matplotlib.use("Agg")
@@ -11,3 +12,31 @@ matplotlib.use("Agg")
 os.environ.setdefault("FEDECIDER_CACHE", str(Path(__file__).resolve().parents[1] / ".cache"))
 # Matrices this small gain nothing from threads, and lose much on a busy machine.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    """The tiny model; one a test file."""
+    from fedecider.backbone import load
+
+    return load("tiny", "cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three prepared domains."""
+    from toy import write_domains
+
+    return write_domains(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory):
+    """Domains with unlike numbers of users, and of training titles a user."""
+    from toy import write_domain
+
+    folder = tmp_path_factory.mktemp("unlike")
+    write_domain(folder / "books", 0, users=12, history=8)
+    write_domain(folder / "comics", 1, users=4, history=10)
+    write_domain(folder / "games", 2, users=6, history=5)
+    return folder

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from toy import config, write_domain, write_domains
+from toy import config
 
 from fedecider import federation, runs, wire
 from fedecider.adapter import Adapter
@@ -24,16 +24,6 @@ from fedecider.domains import read_domains, some_users
 from fedecider.evaluation import evaluate
 from fedecider.federation import Federation
 from fedecider.methods import METHODS
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load("tiny", "cpu", "float32")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_domains(tmp_path_factory.mktemp("data"))
 
 
 def finished(folder, names=("metrics.csv", "rounds.csv", "alphas.csv", "geometry.csv")):
@@ -207,16 +197,6 @@ class Bar:
 
     def set_postfix_str(self, *args, **kwargs):
         pass
-
-
-@pytest.fixture(scope="module")
-def unlike(tmp_path_factory):
-    """Domains with unlike numbers of users, and of training titles a user."""
-    folder = tmp_path_factory.mktemp("unlike")
-    write_domain(folder / "books", 0, users=12, history=8)
-    write_domain(folder / "comics", 1, users=4, history=10)
-    write_domain(folder / "games", 2, users=6, history=5)
-    return folder
 
 
 def test_fedavg_is_the_weighted_mean_of_every_client(backbone, unlike, tmp_path, monkeypatch):

@@ -8,15 +8,9 @@ import pytest
 from toy import config, write_domains
 
 from fedecider import federation, runs
-from fedecider.backbone import load
 from figures import summary
 from notebooks import gallery
 from notebooks.stages import StageError
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load("tiny", "cpu", "float32")
 
 
 @pytest.fixture(scope="module")

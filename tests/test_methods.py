@@ -13,7 +13,6 @@ from test_federation import Bar, make
 from toy import config, write_domain, write_domains
 
 from fedecider import federation, runs, wire
-from fedecider.backbone import load
 from fedecider.client import ClientModel, entered, token_losses, validation_loss
 from fedecider.direction import LowRank, cosine, norm
 from fedecider.gram import cosines, gram
@@ -39,26 +38,6 @@ UP = {
 }
 DOWN = {**UP, "flora": "AB" * 3} | {name: UP[name] * 2 for name in UP if "fedecider" in name}
 SILENT = ("zero-shot", "als", "local", "centralized")
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load("tiny", "cpu", "float32")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_domains(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def unlike(tmp_path_factory):
-    """Domains with unlike numbers of users and titles: no weight equals another."""
-    folder = tmp_path_factory.mktemp("unlike")
-    write_domain(folder / "books", 0, users=12, history=8)
-    write_domain(folder / "comics", 1, users=4, history=10)
-    write_domain(folder / "games", 2, users=6, history=5)
-    return folder
 
 
 @pytest.fixture(scope="module")

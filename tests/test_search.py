@@ -5,21 +5,9 @@ import math
 
 import pandas as pd
 import pytest
-from toy import config, write_domains
+from toy import config
 
 from fedecider import federation, runs, search
-from fedecider.backbone import load
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load("tiny", "cpu", "float32")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_domains(tmp_path_factory.mktemp("data"))
-
 
 TRIES = [{"lr": 1e-5}, {"lr": 5e-3}, {"lr": 1e-4, "fedprox_mu": 0.1}]
 
