@@ -10,12 +10,13 @@ checkpoint/         state after the last finished round (tensors and numbers)
 adapters/<client>/  the chosen model's own LoRA as PEFT saves it; mixture.safetensors beside it
 ranks.parquet       rank of every test user by every ranker
 metrics.csv         the same, averaged
-result.json         written last: a run that has it is finished
+result.json         versions, commit and choices; written last: a run that has it is finished
 """
 
 import contextlib
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -65,12 +66,29 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a number."""
+    """Versions of what decides a number; of a checkout also its commit, see :func:`commit`."""
     found = {}
     for package in ("fedecider", "torch", "transformers", "peft", "numpy", "pandas"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-    return found
+    code = commit(Path(__file__).resolve().parents[1])
+    return {**found, "commit": code} if code else found
+
+
+def commit(checkout: Path) -> str | None:
+    """The commit of a git checkout, with "-dirty" where tracked files differ from it; None outside.
+
+    Only for the folder that holds .git itself: a package installed below somebody else's
+    repository is not of that repository's commit.
+    """
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or a repository that it refuses
+        return None
+    return done.stdout.strip() or None
 
 
 class Events:

@@ -109,7 +109,7 @@ def swept(configs: pd.DataFrame, dataset: str, method: str, field: str) -> pd.Da
             rows.append((row["run"], row["seed"], _value(row[field]), of == "base"))
     bases = {(value, seed) for _, seed, value, base in rows if base}
     rows = [row for row in rows if row[3] or (row[2], row[1]) not in bases]
-    rows.sort(key=lambda row: (*_place(row[2]), row[1]))
+    rows.sort(key=lambda row: (*place(row[2]), row[1]))
     return pd.DataFrame(rows, columns=["run", "seed", "value", "base"], dtype=object)
 
 
@@ -168,8 +168,8 @@ def _value(value):
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _place(value) -> tuple[int, float, str]:
-    """Sorts numbers by size, then other values as text, then None."""
+def place(value) -> tuple[int, float, str]:
+    """A sort key of values: numbers by size, then other values as text, then None."""
     if isinstance(value, Real):
         return (0, float(value), "")
     return (2, 0.0, "") if value is None else (1, 0.0, str(value))

@@ -82,13 +82,14 @@ def synthetic_rounds(domains, methods, seeds=(0, 1, 2)):
 
 
 BASE = {"rank": 8, "rounds": 3, "local_epochs": 1, "alpha_lr": 0.02, "alpha_init": 0.0}
-BASE |= {"truncate": None, "wire": "float32"}
+BASE |= {"truncate": None, "wire": "float32", "lr": 0.002, "train_users": 200}
 VALUES = {"rank": [16, 4, 32], "rounds": [1, 12], "local_epochs": [2], "alpha_lr": [0.1, 0.0]}
 VALUES |= {"alpha_init": [0.5], "truncate": [1, 4], "wire": ["int8", "bfloat16"]}
+VALUES |= {"lr": [0.004, 0.001], "train_users": [36]}
 SIZES = {"float32": 1.0, "bfloat16": 0.5, "int8": 0.27}
 
 
-def synthetic_sweeps(fields=tuple(VALUES), seeds=(0,), domains=THREE):
+def synthetic_sweeps(fields=tuple(VALUES), seeds=(0,), domains=THREE, method="fedecider"):
     """metrics, rounds and configs of a folder of sweeps."""
     rng, metrics, rounds, configs = np.random.default_rng(9), [], [], []
     runs = [("base", None)] + [(field, value) for field in fields for value in VALUES[field]]
@@ -97,8 +98,8 @@ def synthetic_sweeps(fields=tuple(VALUES), seeds=(0,), domains=THREE):
         config = BASE | ({} if field == "base" else {field: value})
         size = SIZES[config["wire"]] * (config["truncate"] or 8) / 8
         for seed in seeds:
-            run = f"goodreads/{name}-fedecider-seed{seed}"
-            key = ("goodreads", "fedecider", seed)
+            run = f"goodreads/{name}-{method}-seed{seed}"
+            key = ("goodreads", method, seed)
             configs.append(dict(zip(("dataset", "method", "seed"), key, strict=True)) | config)
             configs[-1] |= {"run": run, "finished": True}
             for domain in domains:
@@ -107,9 +108,7 @@ def synthetic_sweeps(fields=tuple(VALUES), seeds=(0,), domains=THREE):
             number = config["rounds"]
             losses = [2.8 - 0.3 * (r == number - 1) + rng.uniform(0, 0.1) for r in range(number)]
             more = {"seed": seed, "up": int(160_000 * size), "down": int(320_000 * size)}
-            rounds += round_rows(
-                run, domains, method="fedecider", rounds=number, losses=losses, **more
-            )
+            rounds += round_rows(run, domains, method=method, rounds=number, losses=losses, **more)
     configs = pd.DataFrame(configs)
     return pd.DataFrame(metrics, columns=METRICS), pd.DataFrame(rounds, columns=ROUNDS), configs
 
@@ -429,7 +428,7 @@ def test_sensitivity_shows_means_over_seeds_in_the_order_of_values(seeds):
         assert losses["mean"].iloc[2] == pytest.approx(lowest.mean())
 
     figure = figure_6.sensitivity(metrics, rounds, configs, "goodreads")
-    above, below = figure.axes[:5], figure.axes[5:10]
+    above, below = figure.axes[:7], figure.axes[7:14]
     drawn = above[0].lines[0]
     assert drawn.get_ydata() == pytest.approx(100 * rank["mean"].to_numpy())
     assert list(drawn.get_xdata()) == [0, 1, 2, 3]
@@ -445,12 +444,12 @@ def test_sensitivity_shows_means_over_seeds_in_the_order_of_values(seeds):
 def test_settings_that_were_not_swept_say_so():
     some = synthetic_sweeps(["alpha_lr", "rank"])
     figure = figure_6.sensitivity(*some, "goodreads")
-    assert texts(figure).count("not run") == 6  # three settings, two panels each
+    assert texts(figure).count("not run") == 10  # five settings, two panels each
     laid_out(figure)
     metrics, rounds, configs = some
     unranked = without_rows(metrics)
     figure = figure_6.sensitivity(unranked, rounds, configs, "goodreads")
-    assert texts(figure).count("not run") == 5 + 3
+    assert texts(figure).count("not run") == 7 + 5
     for parts in (nothing(*some), synthetic_sweeps(["wire"])):
         assert figure_6.numbers(*parts, "goodreads").empty
         figure = figure_6.sensitivity(*parts, "goodreads")
@@ -459,6 +458,32 @@ def test_settings_that_were_not_swept_say_so():
     found = figure_6.numbers(lacking, rounds, configs, "goodreads")
     found = found[(found.field == "rank") & (found.measure == "ndcg@10")]
     assert list(found["value"]) == [8, 16, 32]  # a mean over other domains is no point of the line
+
+
+def test_other_methods_have_a_line_where_the_setting_is_theirs():
+    own, other = synthetic_sweeps(), synthetic_sweeps(["lr", "train_users"], method="local")
+    parts = [pd.concat(both, ignore_index=True) for both in zip(own, other, strict=True)]
+    found = figure_6.numbers(*parts, "goodreads")
+    assert set(found.loc[found["method"] == "local", "field"]) == {"lr", "train_users"}
+    alone = figure_6.numbers(*own, "goodreads")
+    mine = found[found["method"] == "fedecider"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(mine, alone)
+    lines = found[(found["field"] == "lr") & (found["measure"] == "validation loss")]
+    rows = lines[lines["method"] == "local"]
+    assert list(rows["value"]) == [0.001, 0.002, 0.004] and list(rows["base"]) == [0, 1, 0]
+
+    figure = figure_6.sensitivity(*parts, "goodreads")
+    below = figure.axes[7 + list(figure_6.FIELDS).index("lr")]
+    drawn = [
+        list(map(float, line.get_ydata())) for line in below.lines if len(line.get_xdata()) == 3
+    ]
+    expected = [lines.loc[lines["method"] == one, "mean"] for one in ("local", "fedecider")]
+    np.testing.assert_allclose(drawn, expected)  # the method itself last, hence on top
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["base value", "FeDecider", "Local"]
+    laid_out(figure)
+    only = figure_6.numbers(*other, "goodreads")
+    assert set(only["method"]) == {"local"}
 
 
 # Figure 7

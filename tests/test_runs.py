@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -72,6 +74,30 @@ def test_frames_of_runs(tmp_path):
     assert set(runs.alphas(tmp_path / "runs")["seed"]) == {0}
     result = json.loads((tmp_path / "runs/toy/zero-shot-seed0/result.json").read_text())
     assert result["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_results_name_the_commit_of_their_checkout_alone(tmp_path):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)
+
+    assert runs.commit(tmp_path) is None
+    git("init")
+    assert runs.commit(tmp_path) is None  # nothing committed
+    (tmp_path / "code.py").write_text("one")
+    git("add", "code.py")
+    git("commit", "-m", "one", "--no-verify")
+    known = runs.commit(tmp_path)
+    command = ["git", "-C", str(tmp_path), "rev-parse", "HEAD"]
+    assert subprocess.check_output(command, text=True).startswith(known) and len(known) >= 7
+    (tmp_path / "result").write_text("untracked files are no code")
+    assert runs.commit(tmp_path) == known
+    (tmp_path / "code.py").write_text("two")
+    assert runs.commit(tmp_path) == f"{known}-dirty"
+    (tmp_path / "venv").mkdir()  # a package installed somewhere below
+    assert runs.commit(tmp_path / "venv") is None
 
 
 def test_reading_a_domain(tmp_path):
