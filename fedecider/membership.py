@@ -144,7 +144,7 @@ def attacks(
         backbone = load(backbone, "cpu", "float32")
     rows = []
     for name in found["run"]:
-        run = saved.read(Path(folder) / name, data)
+        run = saved.read(Path(folder).resolve().parent / name, data)
         rows += [row | {"run": name} for row in _of_run(run, backbone, users, steps, sigmas, seed)]
     return pd.DataFrame(rows, columns=COLUMNS)
 

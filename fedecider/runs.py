@@ -11,6 +11,9 @@ adapters/<client>/  the chosen model's own LoRA as PEFT saves it; mixture.safete
 ranks.parquet       rank of every test user by every ranker
 metrics.csv         the same, averaged
 result.json         versions, commit and choices; written last: a run that has it is finished
+
+Frames name a run by its place below the folder that they were read from, that folder's own name
+first (runs/goodreads/fedecider-seed0, sweeps/...), so frames of several folders can be joined.
 """
 
 import contextlib
@@ -27,7 +30,6 @@ import pandas as pd
 from fedecider.metrics import paired_bootstrap, per_user, summarise
 
 _RUN = ["dataset", "method", "seed"]
-_ENDINGS = {"ranks": ".parquet"}
 _NO_MODEL = ("popularity", "als")  # they rank by themselves, whatever the protocol's ranker
 COLUMNS = {
     "metrics": [*_RUN, "domain", "protocol", "ranker", "metric", "value", "users", "run"],
@@ -36,6 +38,7 @@ COLUMNS = {
     "rounds": [*_RUN, "round", "client", "train_loss", "valid_loss", "bytes_up", "bytes_down"]
     + ["seconds", "update_norm", "steps", "memory", "run"],
     "geometry": [*_RUN, "round", "layer", "client", "other", "cosine", "norm", "run"],
+    "ranking": [*_RUN, "ranking_seconds", "run"],
 }
 
 
@@ -138,19 +141,25 @@ def finished(folder: Path | str) -> list[Path]:
     return sorted(path.parent for path in Path(folder).glob("**/result.json"))
 
 
-def _gather(folder: Path | str, name: str, read) -> pd.DataFrame:
+def name_of(run: Path, folder: Path | str) -> str:
+    """The run as frames name it: its path from the folder it was read from, whose name is first."""
+    return (Path(folder).resolve().name / run.relative_to(folder)).as_posix()
+
+
+def _gather(folders: tuple[Path | str, ...], name: str, file: str, read) -> pd.DataFrame:
     frames = []
-    for run in finished(folder):
-        if not (run / f"{name}{_ENDINGS.get(name, '.csv')}").exists():
-            continue  # what is published may lack a large table
-        config = json.loads((run / "config.json").read_text())
-        frame = read(run)
-        for column in reversed(_RUN):
-            if column not in frame:
-                frame.insert(0, column, config[column])
-        if "run" in COLUMNS[name]:
-            frame["run"] = run.relative_to(folder).as_posix()
-        frames.append(frame)
+    for folder in folders:
+        for run in finished(folder):
+            if not (run / file).exists():
+                continue  # what is published may lack a large table
+            config = json.loads((run / "config.json").read_text())
+            frame = read(run / file)
+            for column in reversed(_RUN):
+                if column not in frame:
+                    frame.insert(0, column, config[column])
+            if "run" in COLUMNS[name]:
+                frame["run"] = name_of(run, folder)
+            frames.append(frame)
     frames = [frame for frame in frames if len(frame)]
     if not frames:
         return pd.DataFrame(columns=COLUMNS[name])
@@ -164,43 +173,54 @@ def _once(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return pd.concat([frame[~popular], once], ignore_index=True)
 
 
-def metrics(folder: Path | str) -> pd.DataFrame:
-    """Metrics of all finished runs below a folder, COLUMNS["metrics"]; empty without runs."""
-    frame = _gather(folder, "metrics", lambda run: pd.read_csv(run / "metrics.csv"))
+def metrics(*folders: Path | str) -> pd.DataFrame:
+    """Metrics of all finished runs below the folders, COLUMNS["metrics"]; empty without runs."""
+    frame = _gather(folders, "metrics", "metrics.csv", pd.read_csv)
     return _once(frame, ["domain", "protocol", "metric"])
 
 
-def ranks(folder: Path | str) -> pd.DataFrame:
+def ranks(*folders: Path | str) -> pd.DataFrame:
     """Rank of every test user in all finished runs, COLUMNS["ranks"]."""
-    frame = _gather(folder, "ranks", lambda run: pd.read_parquet(run / "ranks.parquet"))
+    frame = _gather(folders, "ranks", "ranks.parquet", pd.read_parquet)
     return _once(frame, ["domain", "protocol", "user_id"])
 
 
-def alphas(folder: Path | str) -> pd.DataFrame:
+def alphas(*folders: Path | str) -> pd.DataFrame:
     """Alpha history of all finished runs that learn one, COLUMNS["alphas"]."""
-    return _gather(folder, "alphas", lambda run: pd.read_csv(run / "alphas.csv"))
+    return _gather(folders, "alphas", "alphas.csv", pd.read_csv)
 
 
-def rounds(folder: Path | str) -> pd.DataFrame:
+def rounds(*folders: Path | str) -> pd.DataFrame:
     """Losses, bytes and seconds per round and client, COLUMNS["rounds"]."""
-    return _gather(folder, "rounds", lambda run: pd.read_csv(run / "rounds.csv"))
+    return _gather(folders, "rounds", "rounds.csv", pd.read_csv)
 
 
-def geometry(folder: Path | str) -> pd.DataFrame:
+def geometry(*folders: Path | str) -> pd.DataFrame:
     """Norms and cosines of the clients' updates in all finished runs, COLUMNS["geometry"]."""
-    return _gather(folder, "geometry", lambda run: pd.read_csv(run / "geometry.csv"))
+    return _gather(folders, "geometry", "geometry.csv", pd.read_csv)
 
 
-def configs(folder: Path | str) -> pd.DataFrame:
+def ranking(*folders: Path | str) -> pd.DataFrame:
+    """Seconds of ranking, all clients and rankers of a finished run, COLUMNS["ranking"]."""
+
+    def read(path: Path) -> pd.DataFrame:
+        result = json.loads(path.read_text())
+        return pd.DataFrame({"ranking_seconds": [result.get("ranking_seconds")]})
+
+    return _gather(folders, "ranking", "result.json", read)
+
+
+def configs(*folders: Path | str) -> pd.DataFrame:
     """One row a run, finished or not: every setting, `run` and `finished`."""
     rows = []
-    for path in sorted(Path(folder).glob("**/config.json")):
-        if path.parent.parent.name == "adapters":
-            continue
-        run = path.parent
-        done = (run / "result.json").exists()
-        rows.append({**json.loads(path.read_text()), "run": run.relative_to(folder).as_posix()})
-        rows[-1]["finished"] = done
+    for folder in folders:
+        for path in sorted(Path(folder).glob("**/config.json")):
+            run = path.parent
+            if run.parent.name == "adapters":
+                continue
+            done = (run / "result.json").exists()
+            about = {"run": name_of(run, folder), "finished": done}
+            rows.append(json.loads(path.read_text()) | about)
     columns = [*_RUN, "run", "finished"]
     frame = pd.DataFrame(rows, columns=None if rows else columns)
     return frame[columns + [c for c in frame.columns if c not in columns]]

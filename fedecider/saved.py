@@ -26,8 +26,8 @@ class SavedRun:
 
     @property
     def name(self) -> str:
-        """The run as tables name it: the last two parts of its folder."""
-        return "/".join(self.folder.parts[-2:])
+        """The run as tables name it: the last three parts of its folder."""
+        return "/".join(self.folder.resolve().parts[-3:])
 
     def adapter(self, backbone: Backbone) -> Adapter:
         """The run's adapter, to be closed by the caller; ValueError on another backbone."""

@@ -39,8 +39,7 @@ def numbers(
     clients, then seeds; 0 where nothing moves); ``measure`` is the metric (0..1, mean over domains)
     or "validation loss" (nats a token, mean over clients of their best round; no row for what does
     not train). ``field`` is empty for the main runs; for those of a curve it is "wire" or
-    "truncate" and ``value`` the setting. ``runs`` are folders below that of all results, runs/ or
-    sweeps/. Raises ValueError as :func:`figures.frames.scores` does.
+    "truncate" and ``value`` the setting. Raises ValueError as :func:`figures.frames.scores` does.
     """
     measures = {
         metric: per_run.quality(metrics, dataset, protocol, metric),
@@ -57,15 +56,9 @@ def numbers(
             }
             points = _points(measures, per_run.moved(trained, dataset))
             out.append(points.assign(field=field, value="all" if value is None else str(value)))
-    out = pd.concat(out, ignore_index=True)[_COLUMNS].sort_values(
+    return pd.concat(out, ignore_index=True)[_COLUMNS].sort_values(
         ["field", "measure", "bytes", "method"], ignore_index=True
     )
-    below = ["sweeps" if field else "runs" for field in out["field"]]
-    runs = [
-        ";".join(f"{folder}/{run}" for run in names.split(";"))
-        for folder, names in zip(below, out["runs"], strict=True)
-    ]
-    return out.assign(runs=pd.Series(runs, out.index, object))
 
 
 def quality_vs_bytes(

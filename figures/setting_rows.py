@@ -31,22 +31,6 @@ KNOWN = {
 }
 
 
-def located(**parts: pd.DataFrame) -> pd.DataFrame:
-    """Frames of several folders of results as one, ``run`` relative to the folder of all.
-
-    ``located(runs=..., sweeps=...)`` takes frames of ``fedecider.runs`` read below runs/ and below
-    sweeps/, and puts the folder's name before ``run``.
-    """
-    for folder, frame in parts.items():
-        frames.require(frame, ("run",), folder)
-    moved = [
-        frame.assign(run=[f"{folder}/{run}" for run in frame["run"]])
-        for folder, frame in parts.items()
-    ]
-    filled = [frame for frame in moved if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else moved[0]
-
-
 def of_methods(
     frame: pd.DataFrame,
     dataset: str,
@@ -57,8 +41,8 @@ def of_methods(
 ) -> pd.DataFrame:
     """block, setting, method, base, run, seed: the main runs of each method, in that order.
 
-    ``frame`` is any frame of :func:`located` with dataset, method, seed and run. Raises
-    ValueError if two runs hold the same method and seed.
+    ``frame`` is any frame of ``fedecider.runs`` read below runs/, and others beside it, with
+    dataset, method, seed and run. Raises ValueError if two runs hold the same method and seed.
     """
     frames.require(frame, ("dataset", "method", "seed", "run"), "runs")
     main = frame[(frame["dataset"] == dataset) & frame["run"].astype(str).str.startswith("runs/")]

@@ -31,11 +31,11 @@ def ablations(
 ) -> Table:
     """The table of one data set under one protocol.
 
-    The frames are those of ``fedecider.runs`` below runs/ and sweeps/, put together by
-    :func:`figures.setting_rows.located`; ``fields`` are the swept settings. Numbers are means over
-    domains, then mean and sample standard deviation over seeds; differences are taken seed by
-    seed. The "sampled" table also has the lowest validation loss (mean over clients). Raises
-    ValueError for an unknown protocol and as :func:`figures.frames.scores` does.
+    The frames are those of ``fedecider.runs``, of runs/ and sweeps/ together; ``fields`` are the
+    swept settings. Numbers are means over domains, then mean and sample standard deviation over
+    seeds; differences are taken seed by seed. The "sampled" table also has the lowest validation
+    loss (mean over clients). Raises ValueError for an unknown protocol and as
+    :func:`figures.frames.scores` does.
     """
     if protocol not in _RANKERS:
         raise ValueError(f"protocol is {protocol!r}; expected one of {sorted(_RANKERS)}")

@@ -49,10 +49,10 @@ def communication(
 ) -> Table:
     """The table of one data set: every method that ran in rounds, then the sweeps of ``swept``.
 
-    The frames are those of ``fedecider.runs`` below runs/ and sweeps/, put together by
-    :func:`figures.setting_rows.located`. ``methods`` are expected (a gap where no run is found),
-    others that the runs hold are in the table too. The ratios are to ``base``, for sweeps to its
-    base run among them, else a gap: runs of other sizes move other amounts.
+    The frames are those of ``fedecider.runs``, of runs/ and sweeps/ together. ``methods`` are
+    expected (a gap where no run is found), others that the runs hold are in the table too. The
+    ratios are to ``base``, for sweeps to its base run among them, else a gap: runs of other sizes
+    move other amounts.
     """
     values = traffic(rounds, dataset)
     mine = rounds[(rounds["dataset"] == dataset) & rounds["run"].isin(values.index)]

@@ -25,10 +25,9 @@ def attacks(
 ) -> Table:
     """AUC of each attack on what is sent without noise: a block a method, a row what is known.
 
-    ``found`` is the frame of ``fedecider.membership.attacks``, its runs put through
-    :func:`figures.setting_rows.located`. Numbers are means over seeds, with the sample standard
-    deviation; the interval is the mean over seeds of the 95 % intervals over users, which are the
-    same users for every seed. Methods that were not attacked are a gap.
+    ``found`` is the frame of ``fedecider.membership.attacks``. Numbers are means over seeds, with
+    the sample standard deviation; the interval is the mean over seeds of the 95 % intervals over
+    users, which are the same users for every seed. Methods that were not attacked are a gap.
     """
     kept = _of(found, dataset)
     clean = kept[kept["sigma"] == 0]
@@ -80,11 +79,10 @@ def noise(
 ) -> Table:
     """Attack and quality by the noise on the unit direction, a row a sigma.
 
-    ``found`` as in :func:`attacks`; the other frames are those of ``fedecider.runs`` below
-    sweeps/, put through :func:`figures.setting_rows.located`: the sweep over ``noise`` and its
-    base. The attack is first-order on a run trained without noise, its direction noised once;
-    quality is that of runs in which every direction was sent with noise. Mean over domains, mean
-    and sample standard deviation over seeds; what was not run is a gap.
+    ``found`` as in :func:`attacks`; the other frames are those of ``fedecider.runs`` of sweeps/:
+    the sweep over ``noise`` and its base. The attack is first-order on a run trained without noise,
+    its direction noised once; quality is that of runs in which every direction was sent with noise.
+    Mean over domains, mean and sample standard deviation over seeds; what was not run is a gap.
     """
     kept = _of(found, dataset)
     slopes = kept[(kept["method"] == method) & (kept["attack"] == "first-order")]

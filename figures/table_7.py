@@ -31,10 +31,10 @@ def backbones(
 ) -> Table:
     """The table of one data set: a block a backbone, the base's first, a row a method.
 
-    The frames are those of ``fedecider.runs`` below sweeps/, put through
-    :func:`figures.setting_rows.located`. Ranks are those among 1 + 99 candidates, mean over
-    domains; the validation loss is a client's lowest, mean over clients. Losses of backbones with
-    different tokenizers cannot be compared. A method that a backbone lacks is a gap.
+    The frames are those of ``fedecider.runs``, of sweeps/. Ranks are those among 1 + 99
+    candidates, mean over domains; the validation loss is a client's lowest, mean over clients.
+    Losses of backbones with different tokenizers cannot be compared. A method that a backbone lacks
+    is a gap.
     """
     found = []
     for method in methods:

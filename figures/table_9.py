@@ -3,9 +3,7 @@
 Seconds are those of one machine: they compare methods of one table, and nothing else.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
@@ -14,21 +12,6 @@ from figures.small_table import NO_RUN, Column, Table
 
 _RUN = ["dataset", "method", "seed", "run"]
 _VALUES = ("seconds", "steps", "memory", "ranking_seconds")
-
-
-def ranking_seconds(runs: str | Path) -> pd.DataFrame:
-    """dataset, method, seed, run, ranking_seconds of all finished runs below a folder.
-
-    ``run`` is relative to the folder; the seconds are those of all clients and rankers of a run,
-    from its result.json.
-    """
-    rows = []
-    for path in sorted(Path(runs).glob("**/result.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        config, run = result["config"], path.parent.relative_to(runs).as_posix()
-        key = (*(config[name] for name in _RUN[:3]), run)
-        rows.append((*key, result.get("ranking_seconds")))
-    return pd.DataFrame(rows, columns=[*_RUN, "ranking_seconds"])
 
 
 def cost(
@@ -41,10 +24,9 @@ def cost(
 ) -> Table:
     """The table of one data set: a row a method, ratios to ``base``.
 
-    ``rounds`` is the frame of ``fedecider.runs.rounds``, ``ranking`` that of
-    :func:`ranking_seconds`. Training seconds, steps and peak memory: mean and sample standard
-    deviation over all clients, rounds and seeds; ranking seconds: over runs. Methods that are
-    expected and were not run are a gap.
+    ``rounds`` and ``ranking`` are the frames of ``fedecider.runs`` of these names. Training
+    seconds, steps and peak memory: mean and sample standard deviation over all clients, rounds and
+    seeds; ranking seconds: over runs. Methods that are expected and were not run are a gap.
     """
     frames.require(rounds, (*_RUN, *_VALUES[:3]), "rounds")
     frames.require(ranking, (*_RUN, "ranking_seconds"), "ranking")

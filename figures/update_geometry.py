@@ -5,6 +5,7 @@ import pandas as pd
 from figures import frames, per_run
 
 _COLUMNS = ("dataset", "method", "seed", "round", "layer", "client", "other", "cosine", "norm")
+_COLUMNS += ("run",)
 
 
 def norms(geometry: pd.DataFrame, dataset: str, method: str = "local") -> pd.DataFrame:
@@ -53,9 +54,8 @@ def separation(found: pd.DataFrame) -> tuple[float, float]:
 
 
 def _last(geometry: pd.DataFrame, dataset: str, method: str) -> pd.DataFrame:
-    """Rows of the last round of each seed, and ``runs``; a main run has a folder of known name."""
+    """Rows of the last round of each seed, and ``runs``."""
     frames.require(geometry, _COLUMNS, "geometry")
     rows = geometry[(geometry["dataset"] == dataset) & (geometry["method"] == method)]
     rows = rows[rows["round"] == rows.groupby("seed")["round"].transform("max")]
-    run = rows["run"] if "run" in rows else f"{dataset}/{method}-seed" + rows["seed"].astype(str)
-    return rows.assign(runs=run).astype({"cosine": float, "norm": float})
+    return rows.rename(columns={"run": "runs"}).astype({"cosine": float, "norm": float})

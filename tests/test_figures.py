@@ -31,7 +31,7 @@ def synthetic_metrics(domains, methods=METHODS, seeds=(0, 1, 2), dataset="goodre
                     for seed in (0,) if popular else seeds:
                         by = "popularity" if popular else ranker
                         value = level * rng.uniform(0.8, 1.2)
-                        run = f"{dataset}/{method}-seed{seed}"
+                        run = f"runs/{dataset}/{method}-seed{seed}"
                         rows.append(
                             (dataset, method, seed, domain, protocol, by, metric, value, 50, run)
                         )
@@ -174,7 +174,7 @@ def test_the_numbers_of_figure_1_name_their_runs():
     assert set(table["method"]) == {"local", "fedavg", "popularity"}
     assert set(table["metric"]) == {"hit@5"} and set(table["domain"]) == {*THREE, "mean"}
     row = table[(table.method == "local") & (table.domain == THREE[1])].iloc[0]
-    assert row["runs"] == ";".join(f"goodreads/local-seed{seed}" for seed in (0, 1, 2))
+    assert row["runs"] == ";".join(f"runs/goodreads/local-seed{seed}" for seed in (0, 1, 2))
     kept = metrics[(metrics.protocol == "catalogue") & (metrics.metric == "hit@5")]
     kept = kept[(kept.method == "local") & (kept.domain == THREE[1])]
     assert row["mean"] == pytest.approx(kept["value"].mean())
@@ -225,8 +225,9 @@ def test_empty_frame_gives_a_note():
 
 def test_contradicting_or_broken_frames_are_refused():
     metrics = synthetic_metrics(["children"])
-    again = metrics[metrics.method == "local"].assign(run="goodreads/other", value=0.5)
-    with pytest.raises(ValueError, match=r"hit@1 of local, seed 0.*local-seed0, goodreads/other"):
+    again = metrics[metrics.method == "local"].assign(run="runs/goodreads/other", value=0.5)
+    pattern = r"hit@1 of local, seed 0.*local-seed0, runs/goodreads/other"
+    with pytest.raises(ValueError, match=pattern):
         figure_1.local_vs_fedavg(pd.concat([metrics, again]), "goodreads", "catalogue")
     with pytest.raises(ValueError, match="no column ranker"):
         figure_1.local_vs_fedavg(metrics.drop(columns="ranker"), "goodreads", "catalogue")

@@ -44,8 +44,9 @@ def synthetic_geometry(domains, seeds=(0, 1, 2), rounds=2, blocks=4, method="loc
                         same = client == other
                         cosine = 1.0 if same else found.setdefault(pair, rng.normal(0.03, 0.04))
                         key = ("goodreads", method, seed, number, layer, client, other)
-                        rows.append((*key, cosine, norm))
+                        rows.append((*key, cosine, norm, f"runs/goodreads/{method}-seed{seed}"))
     columns = ["dataset", "method", "seed", "round", "layer", "client", "other", "cosine", "norm"]
+    columns += ["run"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -75,7 +76,7 @@ def synthetic_rounds(domains, methods, seeds=(0, 1, 2)):
         down = up * (len(domains) - 1 if method.startswith("fedecider") else 1)
         for seed in seeds:
             losses = [3.0, 2.5 + 0.021 * place + 0.004 * seed, 2.9]
-            run = f"goodreads/{method}-seed{seed}"
+            run = f"runs/goodreads/{method}-seed{seed}"
             more = {"seed": seed, "up": up, "down": down, "losses": losses}
             rows += round_rows(run, domains, method=method, **more)
     return pd.DataFrame(rows, columns=ROUNDS)
@@ -98,7 +99,7 @@ def synthetic_sweeps(fields=tuple(VALUES), seeds=(0,), domains=THREE, method="fe
         config = BASE | ({} if field == "base" else {field: value})
         size = SIZES[config["wire"]] * (config["truncate"] or 8) / 8
         for seed in seeds:
-            run = f"goodreads/{name}-{method}-seed{seed}"
+            run = f"sweeps/goodreads/{name}-{method}-seed{seed}"
             key = ("goodreads", method, seed)
             configs.append(dict(zip(("dataset", "method", "seed"), key, strict=True)) | config)
             configs[-1] |= {"run": run, "finished": True}
@@ -135,7 +136,7 @@ def test_changes_are_points_seed_by_seed():
             assert found["seeds"] == 2  # without local's seed 2 the method's has no partner
             assert found["mean"] == pytest.approx(differences[[0, 1]].mean())
             assert found["sd"] == pytest.approx(differences[[0, 1]].std())
-            names = [f"goodreads/{m}-seed{s}" for m in (method, "local") for s in (0, 1)]
+            names = [f"runs/goodreads/{m}-seed{s}" for m in (method, "local") for s in (0, 1)]
             assert found["runs"] == ";".join(sorted(names))
     assert len(out) == 6
 
@@ -154,7 +155,7 @@ def test_norms_are_those_of_the_last_round_of_each_seed():
     whole = [np.linalg.norm(last[last.seed == seed]["norm"]) for seed in (0, 1, 2)]
     assert out.loc[(THREE[1], "all"), "mean"] == pytest.approx(np.mean(whole))
     assert len(out) == 3 * (8 + 1)
-    assert out["runs"].iloc[0] == ";".join(f"goodreads/local-seed{seed}" for seed in (0, 1, 2))
+    assert out["runs"].iloc[0] == ";".join(f"runs/goodreads/local-seed{seed}" for seed in (0, 1, 2))
 
 
 def test_cosines_leave_out_zero_updates_and_the_diagonal():
@@ -269,7 +270,7 @@ def overview_rounds(domains, seeds=(0, 1)):
         for number in (1, 2):
             up = 1000 * 2**10 * number  # another size in each round
             part = round_rows(
-                f"goodreads/fedecider-seed{seed}", domains, method="fedecider", seed=seed,
+                f"runs/goodreads/fedecider-seed{seed}", domains, method="fedecider", seed=seed,
                 rounds=1, up=up + seed * 2**10, down=2 * up,
             )  # fmt: skip
             rows += [(*row[:3], number, *row[4:]) for row in part]
@@ -285,7 +286,9 @@ def test_the_bytes_are_those_of_the_last_round():
     assert out.loc[THREE[0], "bytes_up"] == 512
     assert out.loc["mean", "bytes_up"] == pytest.approx(out["bytes_up"][:3].mean())
     assert set(out["round"]) == {2} and set(out["seeds"]) == {2}
-    assert out.loc[THREE[2], "runs"] == "goodreads/fedecider-seed0;goodreads/fedecider-seed1"
+    assert out.loc[THREE[2], "runs"] == ";".join(
+        f"runs/goodreads/fedecider-seed{k}" for k in (0, 1)
+    )
     figure = figure_3.overview(rounds, "goodreads")
     shown = texts(figure)
     assert "$D_1$: 512 B" in shown and "$D_2$: 1.95 MiB" in shown
@@ -337,11 +340,12 @@ def test_quality_is_the_mean_over_domains_of_runs_that_have_them_all():
     rows = metrics[(metrics.protocol == "sampled") & (metrics.metric == "ndcg@10")]
     mine = rows[(rows.method == "local") & (rows.seed == 1)]["value"]
     assert out["value"][3] == pytest.approx(mine.mean()) and len(mine) == 3
-    assert out["runs"][3] == "goodreads/local-seed1"
+    assert out["runs"][3] == "runs/goodreads/local-seed1"
 
 
 def test_best_loss_is_each_clients_lowest_and_bytes_are_summed():
-    rows = round_rows("goodreads/a", ["x", "y"], method="local", losses=[3, 1, 2], up=5, down=7)
+    more = {"method": "local", "losses": [3, 1, 2], "up": 5, "down": 7}
+    rows = round_rows("runs/goodreads/a", ["x", "y"], **more)
     rounds = pd.DataFrame(rows, columns=ROUNDS)
     rounds.loc[(rounds["client"] == "y") & (rounds["round"] == 3), "valid_loss"] = 0.5
     rounds.loc[(rounds["client"] == "y") & (rounds["round"] == 3), "bytes_up"] = 11
@@ -355,7 +359,7 @@ def test_swept_runs_are_in_order_and_the_base_among_them():
     configs = synthetic_sweeps()[2]
     out = per_run.swept(configs, "goodreads", "fedecider", "rank")
     assert list(out["value"]) == [4, 8, 16, 32] and list(out["base"]) == [False, True, False, False]
-    assert list(out["run"])[1] == "goodreads/base-fedecider-seed0"
+    assert list(out["run"])[1] == "sweeps/goodreads/base-fedecider-seed0"
     out = per_run.swept(configs, "goodreads", "fedecider", "truncate")
     assert list(out["value"]) == [1, 4, None]  # None is no limit: after all numbers
     assert all(isinstance(value, int) for value in out["value"][:2])
@@ -365,7 +369,7 @@ def test_swept_runs_are_in_order_and_the_base_among_them():
     )
     assert list(out["value"]) == [8, 16, 32]
     again = configs[configs["run"].str.contains("/base")]
-    again = again.assign(run="goodreads/rank-8-fedecider-seed0")
+    again = again.assign(run="sweeps/goodreads/rank-8-fedecider-seed0")
     both = pd.concat([configs, again])
     assert list(per_run.swept(both, "goodreads", "fedecider", "rank")["value"]) == [4, 8, 16, 32]
     assert per_run.swept(configs, "amazon", "fedecider", "rank").empty
@@ -415,14 +419,14 @@ def test_sensitivity_shows_means_over_seeds_in_the_order_of_values(seeds):
         False,
         False,
     ]
-    runs = [f"goodreads/rank-16-fedecider-seed{seed}" for seed in seeds]
+    runs = [f"sweeps/goodreads/rank-16-fedecider-seed{seed}" for seed in seeds]
     by_seed = [metrics[metrics.run == run]["value"].mean() for run in runs]
     row = rank.iloc[2]
     assert row["mean"] == pytest.approx(np.mean(by_seed)) and row["runs"] == ";".join(runs)
     assert row["seeds"] == len(seeds) and np.isnan(row["sd"]) == (len(seeds) == 1)
     losses = found[(found.field == "rounds") & (found.measure == "validation loss")]
     assert list(losses["value"]) == [1, 3, 12]
-    lowest = rounds[rounds.run == f"goodreads/rounds-12-fedecider-seed{seeds[0]}"]
+    lowest = rounds[rounds.run == f"sweeps/goodreads/rounds-12-fedecider-seed{seeds[0]}"]
     lowest = lowest.groupby("client")["valid_loss"].min()
     if len(seeds) == 1:
         assert losses["mean"].iloc[2] == pytest.approx(lowest.mean())

@@ -35,7 +35,7 @@ def metrics_frame(values, protocol="catalogue", metric="hit@5", dataset="goodrea
             metric,
             value,
             users,
-            f"{dataset}/{method}-seed{seed}",
+            f"runs/{dataset}/{method}-seed{seed}",
         )
         for (method, domain), seeds in values.items()
         for seed, value in enumerate(seeds)
@@ -131,7 +131,7 @@ def test_csv_is_tidy_and_traceable():
     row = rows[(rows.method == "local") & (rows.domain == "children")].iloc[0]
     assert row["mean"] == pytest.approx(0.05) and row["sd"] == pytest.approx(0.01)
     assert (row["seeds"], row["users"]) == (3, 40)
-    assert row["runs"] == "goodreads/local-seed0;goodreads/local-seed1;goodreads/local-seed2"
+    assert row["runs"] == ";".join(f"runs/goodreads/local-seed{seed}" for seed in (0, 1, 2))
     gap = rows[rows.method == "fedavg"]
     assert gap["mean"].isna().all() and gap["runs"].isna().all() and (gap["seeds"] == 0).all()
     assert set(rows["protocol"]) == {"catalogue"} and set(rows["ranker"]) == {"grounding"}
@@ -275,7 +275,7 @@ def test_ranks_tell_whether_the_users_were_the_same():
 def test_popularity_repeated_in_every_run_counts_once_but_not_if_it_differs():
     frame = metrics_frame(VALUES)
     popular = frame[frame.method == "popularity"]
-    again = popular.assign(seed=1, run="goodreads/local-seed1")
+    again = popular.assign(seed=1, run="runs/goodreads/local-seed1")
     arguments = {"dataset": "goodreads", "protocol": "catalogue", "names": ["hit@5"]}
     once = main_table.results_table(pd.concat([frame, again]), **arguments)
     assert "| Popularity | – | 4.00 | 5.00 | 3.00 |" in main_table.to_markdown(once)

@@ -139,8 +139,8 @@ def test_rows_are_tidy_and_name_their_run(found):
     assert not found.duplicated(keys).any()
     # update; the slope with and without noise; three guesses of the magnitude
     assert len(found) == 2 * (len(DOMAINS) + 1) * (1 + 5 + 3)
-    assert set(found["run"]) == {"toy/local-seed0", "toy/fedecider-seed0"}
-    assert (found["run"] == "toy/" + found["method"] + "-seed0").all()
+    assert set(found["run"]) == {"runs/toy/local-seed0", "runs/toy/fedecider-seed0"}
+    assert (found["run"] == "runs/toy/" + found["method"] + "-seed0").all()
     assert found["auc"].between(0, 1).all()
     assert ((found["low"] <= found["auc"]) & (found["auc"] <= found["high"])).all()
     single = found[found["client"] != membership.MEAN]

@@ -66,12 +66,19 @@ def test_frames_of_runs(tmp_path):
     same = ranks.query("method == 'fedecider' and seed == 1 and domain == 'games'")
     same = same.query("protocol == 'sampled'")["rank"]
     assert one["value"].item() == pytest.approx((same <= 5).mean())
-    assert one["run"].item() == "toy/fedecider-seed1"
+    assert one["run"].item() == "runs/toy/fedecider-seed1"
     configs = runs.configs(tmp_path / "runs")
     assert len(configs) == 4 and configs["finished"].all()
     (tmp_path / "runs" / "toy" / "fedecider-seed1" / "result.json").unlink()
     assert runs.configs(tmp_path / "runs")["finished"].sum() == 3
     assert set(runs.alphas(tmp_path / "runs")["seed"]) == {0}
+    shutil.move(tmp_path / "runs/toy/fedecider-seed0", tmp_path / "sweeps/toy/fedecider-seed0")
+    both = runs.ranking(tmp_path / "runs", tmp_path / "sweeps")
+    moved = ["toy/zero-shot-seed0", "toy/zero-shot-seed1"]
+    assert list(both["run"]) == [*(f"runs/{run}" for run in moved), "sweeps/toy/fedecider-seed0"]
+    assert (both["ranking_seconds"] > 0).all()
+    alone = runs.rounds(tmp_path / "sweeps/toy/fedecider-seed0")  # a run folder itself
+    assert set(alone["run"]) == {"fedecider-seed0"}
     result = json.loads((tmp_path / "runs/toy/zero-shot-seed0/result.json").read_text())
     assert result["versions"]["torch"] == torch.__version__
 
@@ -81,7 +88,8 @@ def test_results_name_the_commit_of_their_checkout_alone(tmp_path):
     who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
 
     def git(*words):
-        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)
+        command = ["git", "-C", str(tmp_path), *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     assert runs.commit(tmp_path) is None
     git("init")
@@ -90,8 +98,7 @@ def test_results_name_the_commit_of_their_checkout_alone(tmp_path):
     git("add", "code.py")
     git("commit", "-m", "one", "--no-verify")
     known = runs.commit(tmp_path)
-    command = ["git", "-C", str(tmp_path), "rev-parse", "HEAD"]
-    assert subprocess.check_output(command, text=True).startswith(known) and len(known) >= 7
+    assert git("rev-parse", "HEAD").startswith(known) and len(known) >= 7
     (tmp_path / "result").write_text("untracked files are no code")
     assert runs.commit(tmp_path) == known
     (tmp_path / "code.py").write_text("two")

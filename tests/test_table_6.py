@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from fedecider import membership, runs
-from figures import setting_rows, small_table, table_6
+from figures import small_table, table_6
 
 CLIENTS = ("children", "mystery_thriller_crime")
 
@@ -20,7 +20,7 @@ def attacked(seeds=(0,), methods=("local", "fedecider"), sigmas=(0.1, 1.0), data
             for attack, c, sigma in keys:
                 base = 0.6 + 0.01 * seed - 0.05 * sigma - 0.02 * (attack != "update")
                 about = {"dataset": dataset, "method": method, "seed": seed, "attack": attack}
-                about |= {"c": c, "sigma": sigma, "run": f"{dataset}/{method}-seed{seed}"}
+                about |= {"c": c, "sigma": sigma, "run": f"runs/{dataset}/{method}-seed{seed}"}
                 for place, client in enumerate((*CLIENTS, "mean")):
                     value = base + (0.1, 0.2, 0.15)[place]
                     users = 60 if client == "mean" else 30
@@ -38,7 +38,7 @@ def lines(table):
 
 
 def test_a_row_for_each_thing_known_a_block_for_each_method():
-    found = setting_rows.located(runs=attacked())
+    found = attacked()
     table = table_6.attacks(found, dataset="goodreads")
     assert lines(table) == [
         ["Method", "What is known", "Mean AUC", "Mean 95 %", "Children AUC"]
@@ -112,7 +112,7 @@ def swept(values, seeds=(0,), dataset="goodreads", losses=True):
                 f"noise-{value:g}-fedecider-seed{seed}" if value else f"base-fedecider-seed{seed}"
             )
             about = {"dataset": dataset, "method": "fedecider", "seed": seed}
-            about["run"] = f"{dataset}/{name}"
+            about["run"] = f"sweeps/{dataset}/{name}"
             configs.append({**about, "finished": True, "noise": value})
             for domain in CLIENTS:
                 row = {**about, "domain": domain, "protocol": "sampled", "ranker": "likelihood"}
@@ -124,14 +124,11 @@ def swept(values, seeds=(0,), dataset="goodreads", losses=True):
     for name, rows in (("metrics", metrics), ("rounds", rounds)):
         made.append(pd.DataFrame(rows, columns=runs.COLUMNS[name]))
     columns = ["dataset", "method", "seed", "run", "finished", "noise"]
-    return [
-        setting_rows.located(sweeps=frame)
-        for frame in (*made, pd.DataFrame(configs, columns=columns))
-    ]
+    return [*made, pd.DataFrame(configs, columns=columns)]
 
 
 def test_attack_and_quality_stand_side_by_side_by_noise():
-    found = setting_rows.located(runs=attacked())
+    found = attacked()
     table = table_6.noise(found, *swept({0.0: 0.2, 0.1: 0.19, 0.5: 0.1}), dataset="goodreads")
     assert lines(table) == [
         ["Noise", "Attack AUC", "Attack 95 %", "Quality NDCG@10, %", "Quality Loss, nats a token"],
@@ -157,7 +154,7 @@ def test_noise_over_seeds_and_without_any_run():
 
 
 def test_files_and_shown_forms(tmp_path):
-    found = setting_rows.located(runs=attacked(seeds=(0, 1)))
+    found = attacked(seeds=(0, 1))
     tables = [table_6.attacks(found, dataset="goodreads")]
     tables.append(table_6.noise(found, *swept({0.0: 0.2}), dataset="goodreads"))
     for table in tables:

@@ -203,33 +203,29 @@ def trained(folder, losses, up=0, down=0, seconds=1.0, memory=100.0, domains=DOM
     return folder
 
 
-def located(results, read):
-    main, swept = read(results / "runs"), read(results / "sweeps")
-    return setting_rows.located(runs=main, sweeps=swept)
+def both(results, *reads):
+    """Frames of runs/ and sweeps/ together."""
+    return [read(results / "runs", results / "sweeps") for read in reads]
 
 
 def ablations(results, **arguments):
-    frames = (located(results, read) for read in (runs.metrics, runs.rounds, runs.configs))
+    frames = both(results, runs.metrics, runs.rounds, runs.configs)
     return table_4.ablations(*frames, dataset="goodreads", **arguments)
 
 
 def communication(results, **arguments):
-    frames = (located(results, read) for read in (runs.rounds, runs.configs))
+    frames = both(results, runs.rounds, runs.configs)
     return table_5.communication(*frames, dataset="goodreads", **arguments)
 
 
 def backbones(results, **arguments):
-    frames = (
-        setting_rows.located(sweeps=read(results / "sweeps"))
-        for read in (runs.metrics, runs.rounds, runs.configs)
-    )
+    frames = (read(results / "sweeps") for read in (runs.metrics, runs.rounds, runs.configs))
     return table_7.backbones(*frames, dataset="goodreads", **arguments)
 
 
 def cost(results, **arguments):
-    rounds = setting_rows.located(runs=runs.rounds(results / "runs"))
-    ranking = setting_rows.located(runs=table_9.ranking_seconds(results / "runs"))
-    return table_9.cost(rounds, ranking, dataset="goodreads", **arguments)
+    frames = runs.rounds(results / "runs"), runs.ranking(results / "runs")
+    return table_9.cost(*frames, dataset="goodreads", **arguments)
 
 
 def all_tables(results):
@@ -466,7 +462,7 @@ def test_seeds_are_a_range_where_columns_differ(tmp_path):
 
 def test_sweeps_begin_with_the_base_and_leave_a_gap_where_nothing_else_is(tmp_path):
     result(tmp_path / "sweeps/goodreads/base-fedecider-seed0", "fedecider", norm="spectral")
-    configs = located(tmp_path, runs.configs)
+    [configs] = both(tmp_path, runs.configs)
     found = setting_rows.of_field(configs, "goodreads", "fedecider", "norm")
     assert list(found["setting"]) == ["spectral (base)", "frobenius", "column"]
     found = setting_rows.of_field(configs, "goodreads", "fedecider", "alpha_init")
@@ -478,7 +474,7 @@ def test_sweeps_begin_with_the_base_and_leave_a_gap_where_nothing_else_is(tmp_pa
 
 
 def test_traffic_by_hand(results):
-    values = table_5.traffic(located(results, runs.rounds), "goodreads")
+    values = table_5.traffic(*both(results, runs.rounds), "goodreads")
     row = values.loc["runs/goodreads/rolora-seed0"]
     # up in KiB: 300, 100, 300, 100 and one more for the second client
     assert row["bytes_up"] == 1024 * 200.5 and row["bytes_down"] == 0

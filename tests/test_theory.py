@@ -46,7 +46,7 @@ def test_every_statement_holds_on_every_client(found):
     pairs = found[["client", "statement"]].apply(tuple, axis=1)
     assert sorted(pairs) == sorted((c, s) for c in CLIENTS for s in theory.STATEMENTS)
     assert found["holds"].all(), found.to_string()
-    assert set(found["run"]) == {"toy/fedecider-seed0"}
+    assert set(found["run"]) == {"runs/toy/fedecider-seed0"}
     of = found.set_index(["statement", "client"])
     assert of.loc["lemma 1", "measured"].between(1.9, 2.1).all()
     assert of.loc["lemma 3", "deviation"].max() < 1e-9
