@@ -1,141 +1,18 @@
-"""Tables 1, 4, 5, 7 and 9, from made-up frames and tiny run folders: numbers, gaps, files."""
+"""Tables 4, 5, 7 and 9, from made-up run folders: numbers, gaps, files."""
 
-import io
 import json
 import math
-from dataclasses import replace
 
 import pandas as pd
 import pytest
+from test_small_table import csv, line, lines
+from test_table_1 import meta
 
 from fedecider import runs
 from fedecider.config import RunConfig
 from figures import setting_rows, small_table, style, table_1, table_4, table_5, table_7, table_9
-from figures.small_table import Column, Table
 
 DOMAINS = ("children", "comics_graphic")
-
-
-def csv(table):
-    return pd.read_csv(io.StringIO(small_table.to_csv(table)))
-
-
-def lines(table):
-    """Rows of the Markdown form as lists of cells, the heading first."""
-    rows = [row for row in small_table.to_markdown(table).splitlines() if row.startswith("|")]
-    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    return [row for row in rows if not set("".join(row)) <= set("-:")]
-
-
-def line(table, *start):
-    """The cells of the one row that has these first words, "" for what a block prints once."""
-    (found,) = [row for row in lines(table) if tuple(row[: len(start)]) == start]
-    return found[len(start) :]
-
-
-# The shared table
-
-
-ROWS = pd.DataFrame(
-    {
-        "block": ["one", "one", "one", "two", "two", "three"],
-        "name": ["a_b", "b", "c", "a_b", "b", "a_b"],
-        "score": [0.12344, 0.12341, None, 0.5, 0.25, 0.9],
-        "score_sd": [0.01, None, None, 0.02, 0.0, None],
-        "loss": [2.0, 1.0, 3.0, None, 4.0, None],
-        "change": [-0.00004, 0.01, None, -0.02, 0.0, None],
-        "bytes": [1234567, 0, None, 1e6, 2e6, 3e6],
-        "runs": ["x/1;x/2", "x/3", "", "x/4", "x/5", "x/6"],
-        "hidden": range(6),
-    }
-)
-COLUMNS = (
-    Column("block", "Block", align="l"),
-    Column("name", "Name", align="l", words=str.upper),
-    Column("score", "Score, %", ".2f", 100, "score_sd", "Good", best="max"),
-    Column("loss", "Loss", ".1f", group="Bad", best="min"),
-    Column("change", "Δ", "+.3f", spread="score_sd", group="Bad"),
-    Column("bytes", "kB", ",.1f", 1e-3, group="Ugly"),
-)
-TABLE = Table("six-rows", "Six rows.", COLUMNS, ROWS, ("A note of 5 %.",), block="block")
-
-
-def test_numbers_are_scaled_signed_and_grouped():
-    assert lines(TABLE)[:2] == [
-        ["Block", "Name", "Good Score, %", "Bad Loss", "Bad Δ", "Ugly kB"],
-        # -0.00004 prints as a zero without a sign; a spread has no plus
-        ["one", "A_B", "**12.34** ± 1.00", "2.0", "0.000 ± 0.010", "1,234.6"],
-    ]
-    assert lines(TABLE)[2] == ["", "B", "**12.34**", "**1.0**", "+0.010", "0.0"]
-    assert lines(TABLE)[3] == ["", "C", "–", "3.0", "–", "–"]
-    assert lines(TABLE)[4][4] == "−0.020 ± 0.020"
-
-
-def test_best_values_are_those_of_a_block_as_printed():
-    bold = [[cell.bold for cell in row] for row in small_table.cells(TABLE)]
-    score, loss = ([row[c] for row in bold] for c in (2, 3))
-    assert score == [True, True, False, True, False, False]  # 12.344 and 12.341 print alike
-    assert loss == [False, True, False, False, False, False]  # one value has none to beat
-    assert not any(row[c] for row in bold for c in (0, 1, 4, 5))
-    whole = replace(TABLE, block="")
-    assert [row[2].bold for row in small_table.cells(whole)] == [False] * 5 + [True]
-
-
-def test_a_block_is_named_once_and_set_apart():
-    assert [row[0] for row in lines(TABLE)[1:]] == ["one", "", "", "two", "", "three"]
-    assert small_table.to_latex(TABLE).count("\\midrule") == 3
-    frame = small_table.to_frame(TABLE)
-    assert list(frame.index)[:2] == [("one", "A_B"), ("one", "B")]
-    assert frame.loc[("two", "B"), ("Ugly", "kB")] == "2,000.0"
-
-
-def test_csv_holds_every_column_unrounded_and_the_runs_are_not_printed():
-    pd.testing.assert_frame_equal(csv(TABLE).drop(columns="runs"), ROWS.drop(columns="runs"))
-    assert list(csv(TABLE)["runs"].fillna("")) == list(ROWS["runs"])
-    assert "0.12344" in small_table.to_csv(TABLE)
-    for text in (
-        small_table.to_markdown(TABLE),
-        small_table.to_latex(TABLE),
-        small_table.to_styler(TABLE).to_html(),
-    ):
-        assert "x/1" not in text and "hidden" not in text.lower()
-        assert "A note of 5" in text
-
-
-def test_wide_tables_are_cut_between_groups():
-    assert len([row for row in lines(replace(TABLE, width=3)) if row[0] == "Block"]) == 2
-    heads = [row for row in lines(replace(TABLE, width=1)) if row[0] == "Block"]
-    assert [row[2:] for row in heads] == [["Good Score, %"], ["Bad Loss", "Bad Δ"], ["Ugly kB"]]
-    latex = small_table.to_latex(replace(TABLE, width=2))
-    assert latex.count("\\begin{tabular}{llr}") == 2 and latex.count("{llrr}") == 1
-    assert latex.count("\\par\\medskip") == 2
-
-
-def test_latex_is_well_formed_and_plain_ascii():
-    latex = small_table.to_latex(TABLE)
-    assert latex.isascii() and latex.count("{") == latex.count("}")
-    assert "\\multicolumn{2}{c}{Bad}" in latex
-    assert "\\cmidrule(lr){3-3}\\cmidrule(lr){4-5}\\cmidrule(lr){6-6}" in latex
-    assert "one & A\\_B & \\textbf{12.34}{\\scriptsize$\\,\\pm\\,$1.00} & 2.0" in latex
-    assert "$-$0.020" in latex and "Score, \\%" in latex and "$\\Delta$" in latex
-    assert "\\label{tab:six-rows}" in latex and "\\footnotesize A note of 5 \\%." in latex
-
-
-def test_styler_marks_the_best_cells():
-    html = small_table.to_styler(TABLE).to_html()
-    assert html.split("{")[0].count("#T_six-rows_row") == 4
-    assert "12.34\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}1.00" in html
-
-
-def test_tables_that_cannot_be_read_are_refused():
-    with pytest.raises(ValueError, match="six-rows frame has no column bytes"):
-        replace(TABLE, rows=ROWS.drop(columns="bytes"))
-    with pytest.raises(ValueError, match="six-rows frame has no column runs"):
-        replace(TABLE, rows=ROWS.drop(columns="runs"))
-    with pytest.raises(ValueError, match="table six-rows has several rows two / b"):
-        replace(TABLE, rows=pd.concat([ROWS, ROWS[4:5]]))
-    with pytest.raises(ValueError, match="no leading column of text"):
-        replace(TABLE, columns=COLUMNS[2:])
 
 
 # Folders of made-up results
@@ -296,65 +173,6 @@ def results(tmp_path_factory):
     folder = swept / "backbone-tiny-local-seed0"
     run(folder, "local", [0.0, 0.1], [[4.0], [4.0]], backbone="/somewhere/else/tiny")
     return results
-
-
-# Table 1
-
-
-def meta(folder, dataset, domain, kind="goodreads", **counts):
-    numbers = {"users": 1200, "items": 10, "interactions": 30, "density": 0.0025}
-    numbers |= {"median_history": 7.5} | counts
-    content = {"dataset": dataset, "domain": domain, "settings": {"kind": kind}, "result": numbers}
-    place = folder / "data" / dataset / domain
-    place.mkdir(parents=True)
-    (place / "meta.json").write_text(json.dumps(content))
-    return place
-
-
-def test_table_1_shows_what_the_prepared_folders_say(tmp_path):
-    meta(tmp_path, "goodreads", "comics_graphic", users=9)
-    meta(tmp_path, "goodreads", "children")
-    meta(tmp_path, "amazon", "video_games", kind="planted")
-    meta(tmp_path, "amazon", ".video_games.partial")
-    (tmp_path / "data/amazon/affinity.json").write_text("{}")
-    table = table_1.datasets(table_1.read(tmp_path))
-    head = ["Users", "Items", "Interactions", "Density, %", "Median history"]
-    assert lines(table) == [
-        ["Data set", "Domain", *head],
-        ["Amazon", "Video games", "1,200", "10", "30", "0.250", "7.5"],
-        ["Goodreads", "Children", "1,200", "10", "30", "0.250", "7.5"],
-        ["", "Comics graphic", "9", "10", "30", "0.250", "7.5"],
-    ]
-    assert table.notes == ("Generated, with planted structure: Amazon.",)
-    rows = csv(table)
-    assert list(rows["folder"])[:2] == ["data/amazon/video_games", "data/goodreads/children"]
-    assert list(rows["domain"])[2] == "comics_graphic" and rows["density"][0] == 0.0025
-
-
-def test_table_1_reads_what_data_prep_writes(tmp_path):
-    import data_prep
-
-    settings = {"kind": "planted", "planted_users": 30, "planted_items": 20, "negatives": 5}
-    settings |= {"planted_history": 8, "progress": False}
-    made = data_prep.prepare(
-        "goodreads", tmp_path / "dumps", tmp_path / "data/goodreads", **settings
-    )
-    read = table_1.read(tmp_path)
-    assert len(read) == len(made) > 0
-    shared = ["dataset", "domain", *table_1.COUNTS]
-    made = made.sort_values("domain").reset_index(drop=True)
-    pd.testing.assert_frame_equal(read[shared], made[shared])
-    assert set(read["kind"]) == {"planted"}
-
-
-def test_table_1_without_data_and_with_a_broken_file(tmp_path):
-    table = table_1.datasets(table_1.read(tmp_path))
-    assert len(lines(table)) == 1 and table.notes == ("No prepared data.",)
-    small_table.to_styler(table).to_html()
-    place = meta(tmp_path, "goodreads", "children")
-    (place / "meta.json").write_text('{"result": {"users": 3}}')
-    with pytest.raises(ValueError, match="does not tell items, interactions, density"):
-        table_1.read(tmp_path)
 
 
 # Table 4

@@ -1,0 +1,53 @@
+"""What a drawn figure shows: its texts, bars and cells, and whether any text covers another."""
+
+from itertools import combinations
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def laid_out(figure: Figure) -> None:
+    """No visible text leaves the figure; no two upright texts lie on each other."""
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    width, height = figure.bbox.width, figure.bbox.height
+    drawn = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):  # ticks outside the view are not drawn
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks():
+                if not low <= tick.get_loc() <= high or not axes.axison:
+                    drawn = [text for text in drawn if text not in (tick.label1, tick.label2)]
+        if not axes.get_visible():
+            drawn = [text for text in drawn if text.axes is not axes]
+    boxes = []
+    for text in drawn:
+        box = text.get_window_extent(renderer)
+        if box.width <= 1 or box.height <= 1:
+            continue
+        inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+        assert inside, f"{text.get_text()!r} leaves the figure"
+        if text.get_rotation() % 90 == 0:  # the box of a slanted text is larger than the text
+            boxes.append((text.get_text(), box))
+    for (a, box_a), (b, box_b) in combinations(boxes, 2):
+        dx = min(box_a.x1, box_b.x1) - max(box_a.x0, box_b.x0)
+        dy = min(box_a.y1, box_b.y1) - max(box_a.y0, box_b.y0)
+        assert dx <= 1 or dy <= 1, f"{a!r} lies on {b!r}"
+
+
+def bars(figure: Figure) -> list[float]:
+    patches = figure.axes[0].patches
+    return [p.get_height() for p in patches if isinstance(p, Rectangle)]
+
+
+def cells(axes) -> dict[tuple[int, int], str]:
+    return {
+        (round(t.get_position()[1]), round(t.get_position()[0])): t.get_text()
+        for t in axes.texts
+        if t.get_transform() == axes.transData
+    }

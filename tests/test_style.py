@@ -1,0 +1,79 @@
+"""The style of all figures: colours, labels, files of equal bytes."""
+
+import pytest
+from synthetic import (
+    ALL,
+    SIX,
+    THREE,
+    square,
+    synthetic_alphas,
+    synthetic_geometry,
+    synthetic_metrics,
+    synthetic_rounds,
+    synthetic_sweeps,
+)
+
+from figures import figure_2, figure_3, figure_4, figure_6, figure_7, style
+
+
+def test_colours_are_fixed_and_distinct():
+    everything = style.method_colors(style.METHOD_LABELS)
+    assert len(set(everything.values())) == len(everything)
+    assert style.method_colors(["fedecider"]) == {"fedecider": everything["fedecider"]}
+    genres = style.domain_colors(SIX)
+    assert (
+        len(set(genres.values())) == 6 and style.domain_colors([SIX[4]])[SIX[4]] == genres[SIX[4]]
+    )
+    mixed = style.domain_colors(["children", "zebra", "apple"])
+    assert len(set(mixed.values())) == 3
+    assert mixed == style.domain_colors(["zebra", "children", "apple"])
+
+
+def test_labels():
+    assert style.domain_label("mystery_thriller_crime") == "Mystery thriller crime"
+    assert style.metric_label("ndcg@10") == "NDCG@10" and style.metric_label("hit@5") == "Hit@5"
+    assert style.method_label("ffa-lora") == "FFA-LoRA" and style.method_label("mine") == "mine"
+    assert style.number(-0.126, 2) == "−0.13" and style.number(-0.001, 2) == "0.00"
+    assert style.ink_on("#08306b") == "white" and style.ink_on("#fcfbfd") == "black"
+
+
+def test_saved_files_are_whole_and_equal_bytes_twice(tmp_path):
+    alphas = synthetic_alphas(THREE)
+    for folder in ("a", "b"):
+        figure = figure_4.alpha_heatmap(
+            figure_4.last_round(alphas, "goodreads"), square(THREE), None, dataset="goodreads"
+        )
+        png, pdf = style.save(figure, tmp_path / folder, "name")
+        assert png.read_bytes()[:4] == b"\x89PNG" and pdf.read_bytes()[:4] == b"%PDF"
+        assert b"CreationDate" not in pdf.read_bytes()
+    for name in ("name.png", "name.pdf"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["name.pdf", "name.png"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    file = style.write(tmp_path / "table.csv", "old")
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(style.os, "replace", fails)
+    with pytest.raises(OSError, match="disk full"):
+        style.write(file, "new")
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_saved_files_have_equal_bytes_twice(tmp_path):
+    main = synthetic_metrics(THREE, ALL), synthetic_rounds(THREE, ALL)
+    sweeps, geometry = synthetic_sweeps(), synthetic_geometry(THREE)
+    for folder in ("a", "b"):
+        figures = {
+            "2": figure_2.scale_noise(main[0], geometry, "goodreads"),
+            "3": figure_3.overview(main[1], "goodreads"),
+            "6": figure_6.sensitivity(*sweeps, "goodreads"),
+            "7": figure_7.quality_vs_bytes(*main, *sweeps, "goodreads"),
+        }
+        for name, figure in figures.items():
+            style.save(figure, tmp_path / folder, name)
+    for name in [f"{n}.{kind}" for n in "2367" for kind in ("png", "pdf")]:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
