@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedecider import runs
+from fedecider.domains import SPLITS
 from figures import summary
 from notebooks import plan, reproduce
 from notebooks.stages import Stage, StageError
@@ -40,12 +41,11 @@ def take(results: Path, gallery: Path) -> list[str]:
     digests = _digests(gallery)
     for run, config in configs.items():
         place = run.relative_to(results).as_posix()
-        kind = (config["dataset"], place.split("/")[0])
-        known = digests.setdefault(kind, config["data_digest"])
-        if known != config["data_digest"]:
+        digest = config["data_digest"]
+        if digests.setdefault(_read_by(config, place), digest) != digest:
             raise StageError(
-                f"{run} ran on other data than the {kind[0]} runs in {gallery}: name another "
-                "gallery, or delete those runs first"
+                f"{run} ran on other data than the {config['dataset']} runs in {gallery}: name "
+                "another gallery, or delete those runs first"
             )
     taken = []
     for run, config in configs.items():
@@ -75,8 +75,14 @@ def _digests(gallery: Path) -> dict:
     for kind in KINDS:
         for path in gallery.glob(f"{kind}/*/*/config.json"):
             config = json.loads(path.read_text())
-            found[config["dataset"], kind] = config.get("data_digest")
+            found[_read_by(config, kind)] = config.get("data_digest")
     return found
+
+
+def _read_by(config: dict, place: str) -> tuple:
+    """Runs for which this is equal read the same of the same data: their digests have to agree."""
+    sizes = (config.get(f"{split}_users") for split in SPLITS)
+    return (config["dataset"], place.split("/")[0], *sizes)
 
 
 def _same(run: Path, into: Path) -> bool:

@@ -72,6 +72,20 @@ def test_runs_on_other_data_are_refused_before_anything_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_run_on_fewer_users_of_the_same_data_is_taken(
+    results, backbone, tmp_path, tmp_path_factory
+):
+    gallery.take(results, tmp_path)
+    fewer = tmp_path_factory.mktemp("fewer")
+    place = "sweeps/toy/train_users-3-local-seed0"
+    settings = config(results / "data/toy", fewer / place, "local", train_users=3, rankers=[])
+    federation.run(settings, backbone)
+    assert gallery.take(fewer, tmp_path) == [place]
+    again = json.loads((tmp_path / place / "config.json").read_text())
+    whole = json.loads((tmp_path / "runs/toy/local-seed0/config.json").read_text())
+    assert again["data_digest"] != whole["data_digest"]
+
+
 def test_a_changed_run_takes_the_place_of_the_older(results, tmp_path):
     gallery.take(results, tmp_path)
     path = tmp_path / "runs/toy/local-seed0/result.json"
