@@ -1,13 +1,14 @@
 r"""Figure 4: item distances, user distances and learned weights alpha, side by side.
 
 The question behind it: does a client learn to weigh near domains higher than far ones? The paper
-shows the heat maps; the rank correlations below them, and the planted affinities of generated
-data, are ours. Rows are the clients that learn, columns the sources. The diagonal is hatched: a
+shows the heat maps; the numbers below them, and the planted affinities of generated data, are
+ours. Rows are the clients that learn, columns the sources. The diagonal is hatched: a
 client has no weight for its own direction.
 """
 
 import json
 import math
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,13 @@ def alpha_correlations(
 
     All arguments are square frames over domains (rows learn, columns are sources); closeness is
     minus the distance. Returns one row for each argument given: against ("item closeness", "user
-    closeness", "planted affinity"), spearman, n (cells with both numbers). Ties get their mean
-    rank. With fewer than 3 distinct pairs, or a constant side, there is no correlation (NaN).
-    The cells depend on each other, so no p-value is attached.
+    closeness", "planted affinity"), spearman, n (cells with both numbers), same_order, pairs. Ties
+    get their mean rank. With fewer than 3 distinct pairs, or a constant side, there is no
+    correlation (NaN). The cells depend on each other, so no p-value is attached.
+
+    A correlation over all cells also sees that some clients take more than others. ``same_order``
+    does not: of ``pairs`` pairs of sources that are not equally close to a client, in how many the
+    client gives the closer one the larger alpha; ties of alpha are no agreement.
     """
     others = {
         "item closeness": None if item_distance is None else -item_distance,
@@ -86,15 +91,25 @@ def alpha_correlations(
         _square(other, against)
         other = other.reindex(index=alpha.index, columns=alpha.columns)
         off = ~np.eye(len(alpha), dtype=bool)
-        pairs = pd.DataFrame(
-            {"a": alpha.to_numpy(float)[off], "b": other.to_numpy(float)[off]}
-        ).dropna()
+        a, b = alpha.to_numpy(float), other.to_numpy(float)
+        pairs = pd.DataFrame({"a": a[off], "b": b[off]}).dropna()
         distinct = len(pairs.drop_duplicates())
         defined = distinct >= 3 and pairs["a"].nunique() > 1 and pairs["b"].nunique() > 1
         ranks = pairs.rank()
         value = float(np.corrcoef(ranks["a"], ranks["b"])[0, 1]) if defined else math.nan
-        rows.append((against, value, len(pairs)))
-    return pd.DataFrame(rows, columns=["against", "spearman", "n"])
+        rows.append((against, value, len(pairs), *_same_order(a, b)))
+    return pd.DataFrame(rows, columns=["against", "spearman", "n", "same_order", "pairs"])
+
+
+def _same_order(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
+    """Pairs of a row's other columns that a orders as b does, and those that b orders."""
+    same = total = 0
+    for row in range(len(a)):
+        for i, j in combinations([column for column in range(len(a)) if column != row], 2):
+            change = (b[row, i] - b[row, j]) * (a[row, i] - a[row, j])
+            if np.isfinite(change) and b[row, i] != b[row, j]:
+                same, total = same + int(change > 0), total + 1
+    return same, total
 
 
 def planted_affinity(file: str | Path) -> pd.DataFrame | None:
@@ -273,12 +288,16 @@ def _caption(alphas: pd.DataFrame, correlations: pd.DataFrame) -> str:
     )
     if correlations.empty:
         return first
-    parts = []
+    parts, orders = [], []
     for row in correlations.itertuples():
         known = not math.isnan(row.spearman)
         value = style.number(row.spearman, 2, sign=True) if known else "n/a"
         parts.append(f"{row.against} {value} (n = {row.n})")
-    return f"{first}\nSpearman, off-diagonal cells, with: " + "; ".join(parts)
+        orders.append(f"{row.against} {row.same_order} of {row.pairs}")
+    return (
+        f"{first}\nSpearman, off-diagonal cells, with: {'; '.join(parts)}\n"
+        f"two sources of a client in the same order as by: {'; '.join(orders)}"
+    )
 
 
 def _square(frame: pd.DataFrame, name: str) -> None:

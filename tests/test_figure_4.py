@@ -43,6 +43,23 @@ def test_correlations_are_spearman_over_off_diagonal_cells():
     assert figure_4.alpha_correlations(alpha, shuffled)["spearman"][0] == out["spearman"][0]
 
 
+def test_the_order_of_sources_is_that_within_a_client():
+    """By hand: the first client takes more than all others, which is no order of sources."""
+    alpha = pd.DataFrame([[0, 0.9, 0.8], [0.1, 0, 0.2], [0.3, 0.3, 0]], THREE, THREE)
+    affinity = pd.DataFrame([[1, 0.9, 0], [0.9, 1, 0], [0, 0.5, 1]], THREE, THREE)
+    out = figure_4.alpha_correlations(alpha, alpha * 0, alpha, affinity).set_index("against")
+    assert out.loc["planted affinity", ["same_order", "pairs"]].to_list() == [1, 3]  # a tie is none
+    assert out.loc["user closeness", ["same_order", "pairs"]].to_list() == [0, 2]  # all reversed
+    assert out.loc["item closeness", ["same_order", "pairs"]].to_list() == [
+        0,
+        0,
+    ]  # nothing to order
+    four = square(SIX[:4])
+    four.iloc[0, 1] = np.nan
+    out = figure_4.alpha_correlations(square(SIX[:4]), None, None, four)
+    assert out["pairs"].to_list() == [4 * 3 - 2]
+
+
 def test_correlations_need_three_distinct_pairs_and_variation():
     two = square(THREE[:2])
     out = figure_4.alpha_correlations(two, two, two * 0)
@@ -73,6 +90,8 @@ def test_heatmap_shows_the_numbers(domains):
     value = figure_4.alpha_correlations(matrix, item, user, affinity)["spearman"][2]
     n = len(domains) * (len(domains) - 1)
     assert f"planted affinity {style.number(value, 2, sign=True)} (n = {n})" in caption
+    order = figure_4.alpha_correlations(matrix, item, user, affinity).iloc[0]
+    assert f"as by: item closeness {order['same_order']} of {order['pairs']}; user" in caption
     assert "round 4, mean over 3 layers and 2 seeds" in caption
     laid_out(figure)
 
