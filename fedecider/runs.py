@@ -34,7 +34,7 @@ _NO_MODEL = ("popularity", "als")  # they rank by themselves, whatever the proto
 COLUMNS = {
     "metrics": [*_RUN, "domain", "protocol", "ranker", "metric", "value", "users", "run"],
     "ranks": [*_RUN, "domain", "protocol", "ranker", "user_id", "rank"],
-    "alphas": [*_RUN, "round", "client", "source", "layer", "alpha"],
+    "alphas": [*_RUN, "round", "client", "source", "layer", "alpha", "run"],
     "rounds": [*_RUN, "round", "client", "train_loss", "valid_loss", "bytes_up", "bytes_down"]
     + ["seconds", "update_norm", "steps", "memory", "run"],
     "geometry": [*_RUN, "round", "layer", "client", "other", "cosine", "norm", "run"],
@@ -143,7 +143,7 @@ def finished(folder: Path | str) -> list[Path]:
 
 def name_of(run: Path, folder: Path | str) -> str:
     """The run as frames name it: its path from the folder it was read from, whose name is first."""
-    return (Path(folder).resolve().name / run.relative_to(folder)).as_posix()
+    return (Path(os.path.abspath(folder)).name / run.relative_to(folder)).as_posix()
 
 
 def _gather(folders: tuple[Path | str, ...], name: str, file: str, read) -> pd.DataFrame:
@@ -173,53 +173,53 @@ def _once(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return pd.concat([frame[~popular], once], ignore_index=True)
 
 
-def metrics(*folders: Path | str) -> pd.DataFrame:
-    """Metrics of all finished runs below the folders, COLUMNS["metrics"]; empty without runs."""
-    frame = _gather(folders, "metrics", "metrics.csv", pd.read_csv)
+def metrics(folder: Path | str, *more: Path | str) -> pd.DataFrame:
+    """Metrics of all finished runs below one or more folders, COLUMNS["metrics"]; empty without."""
+    frame = _gather((folder, *more), "metrics", "metrics.csv", pd.read_csv)
     return _once(frame, ["domain", "protocol", "metric"])
 
 
-def ranks(*folders: Path | str) -> pd.DataFrame:
+def ranks(folder: Path | str, *more: Path | str) -> pd.DataFrame:
     """Rank of every test user in all finished runs, COLUMNS["ranks"]."""
-    frame = _gather(folders, "ranks", "ranks.parquet", pd.read_parquet)
+    frame = _gather((folder, *more), "ranks", "ranks.parquet", pd.read_parquet)
     return _once(frame, ["domain", "protocol", "user_id"])
 
 
-def alphas(*folders: Path | str) -> pd.DataFrame:
+def alphas(folder: Path | str, *more: Path | str) -> pd.DataFrame:
     """Alpha history of all finished runs that learn one, COLUMNS["alphas"]."""
-    return _gather(folders, "alphas", "alphas.csv", pd.read_csv)
+    return _gather((folder, *more), "alphas", "alphas.csv", pd.read_csv)
 
 
-def rounds(*folders: Path | str) -> pd.DataFrame:
+def rounds(folder: Path | str, *more: Path | str) -> pd.DataFrame:
     """Losses, bytes and seconds per round and client, COLUMNS["rounds"]."""
-    return _gather(folders, "rounds", "rounds.csv", pd.read_csv)
+    return _gather((folder, *more), "rounds", "rounds.csv", pd.read_csv)
 
 
-def geometry(*folders: Path | str) -> pd.DataFrame:
+def geometry(folder: Path | str, *more: Path | str) -> pd.DataFrame:
     """Norms and cosines of the clients' updates in all finished runs, COLUMNS["geometry"]."""
-    return _gather(folders, "geometry", "geometry.csv", pd.read_csv)
+    return _gather((folder, *more), "geometry", "geometry.csv", pd.read_csv)
 
 
-def ranking(*folders: Path | str) -> pd.DataFrame:
+def ranking(folder: Path | str, *more: Path | str) -> pd.DataFrame:
     """Seconds of ranking, all clients and rankers of a finished run, COLUMNS["ranking"]."""
 
     def read(path: Path) -> pd.DataFrame:
         result = json.loads(path.read_text())
         return pd.DataFrame({"ranking_seconds": [result.get("ranking_seconds")]})
 
-    return _gather(folders, "ranking", "result.json", read)
+    return _gather((folder, *more), "ranking", "result.json", read)
 
 
-def configs(*folders: Path | str) -> pd.DataFrame:
+def configs(folder: Path | str, *more: Path | str) -> pd.DataFrame:
     """One row a run, finished or not: every setting, `run` and `finished`."""
     rows = []
-    for folder in folders:
-        for path in sorted(Path(folder).glob("**/config.json")):
+    for place in (folder, *more):
+        for path in sorted(Path(place).glob("**/config.json")):
             run = path.parent
             if run.parent.name == "adapters":
                 continue
             done = (run / "result.json").exists()
-            about = {"run": name_of(run, folder), "finished": done}
+            about = {"run": name_of(run, place), "finished": done}
             rows.append(json.loads(path.read_text()) | about)
     columns = [*_RUN, "run", "finished"]
     frame = pd.DataFrame(rows, columns=None if rows else columns)

@@ -1,6 +1,7 @@
 """A finished run's models and data, read back from its folder."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,8 @@ class SavedRun:
 
     @property
     def name(self) -> str:
-        """The run as tables name it: the last three parts of its folder."""
-        return "/".join(self.folder.resolve().parts[-3:])
+        """The run as frames of <results>/runs/<dataset>/<run> name it: the last three parts."""
+        return "/".join(Path(os.path.abspath(self.folder)).parts[-3:])
 
     def adapter(self, backbone: Backbone) -> Adapter:
         """The run's adapter, to be closed by the caller; ValueError on another backbone."""

@@ -76,7 +76,8 @@ def alpha_correlations(
 
     A correlation over all cells also sees that some clients take more than others. ``same_order``
     does not: of ``pairs`` pairs of sources that are not equally close to a client, in how many the
-    client gives the closer one the larger alpha; ties of alpha are no agreement.
+    client gives the closer one the larger alpha; ties of alpha are no agreement, and a pair with a
+    missing cell is none.
     """
     others = {
         "item closeness": None if item_distance is None else -item_distance,
@@ -92,12 +93,12 @@ def alpha_correlations(
         other = other.reindex(index=alpha.index, columns=alpha.columns)
         off = ~np.eye(len(alpha), dtype=bool)
         a, b = alpha.to_numpy(float), other.to_numpy(float)
-        pairs = pd.DataFrame({"a": a[off], "b": b[off]}).dropna()
-        distinct = len(pairs.drop_duplicates())
-        defined = distinct >= 3 and pairs["a"].nunique() > 1 and pairs["b"].nunique() > 1
-        ranks = pairs.rank()
+        cells = pd.DataFrame({"a": a[off], "b": b[off]}).dropna()
+        distinct = len(cells.drop_duplicates())
+        defined = distinct >= 3 and cells["a"].nunique() > 1 and cells["b"].nunique() > 1
+        ranks = cells.rank()
         value = float(np.corrcoef(ranks["a"], ranks["b"])[0, 1]) if defined else math.nan
-        rows.append((against, value, len(pairs), *_same_order(a, b)))
+        rows.append((against, value, len(cells), *_same_order(a, b)))
     return pd.DataFrame(rows, columns=["against", "spearman", "n", "same_order", "pairs"])
 
 
@@ -110,6 +111,32 @@ def _same_order(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
             if np.isfinite(change) and b[row, i] != b[row, j]:
                 same, total = same + int(change > 0), total + 1
     return same, total
+
+
+def numbers(
+    alphas: pd.DataFrame,
+    item_distance: pd.DataFrame | None,
+    user_distance: pd.DataFrame | None,
+    affinity: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """panel, client, source, value, runs: the cells of the heat maps, one row each.
+
+    Arguments as in :func:`alpha_heatmap`, ``alphas`` with the column run; ``runs`` names the runs
+    of alpha, and nothing for what is measured on data.
+    """
+    frames.require(alphas, ("run",), "alphas")
+    panels = {"item distance": item_distance, "user distance": user_distance}
+    panels |= {"alpha": alpha_matrix(alphas), "planted affinity": affinity}
+    names = frames.joined(alphas["run"])
+    rows = [
+        (panel, client, source, square.loc[client, source], names if panel == "alpha" else "")
+        for panel, square in panels.items()
+        if square is not None
+        for client in square.index
+        for source in square.columns
+        if client != source
+    ]
+    return pd.DataFrame(rows, columns=["panel", "client", "source", "value", "runs"])
 
 
 def planted_affinity(file: str | Path) -> pd.DataFrame | None:

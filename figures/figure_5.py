@@ -18,7 +18,7 @@ BAND = (0.1, 0.9)
 
 
 def curves(alphas: pd.DataFrame) -> pd.DataFrame:
-    """client, source, round, mean, low, high: over layers and seeds.
+    """client, source, round, mean, low, high, runs: over layers and seeds.
 
     ``mean`` averages over layers within a seed, then over seeds; ``low`` and ``high`` are the
     10 % and 90 % quantiles of all single values (layer, seed).
@@ -32,6 +32,7 @@ def curves(alphas: pd.DataFrame) -> pd.DataFrame:
             "mean": per_seed.groupby(keys).mean(),
             "low": single.quantile(BAND[0]),
             "high": single.quantile(BAND[1]),
+            "runs": alphas.groupby(keys)["run"].agg(frames.joined),
         }
     )
     return out.reset_index().sort_values(keys, ignore_index=True)
@@ -41,12 +42,12 @@ def alpha_convergence(alphas: pd.DataFrame, dataset: str, *, method: str = "fede
     """One panel a client (shared axes), one line a source, a band for layers and seeds.
 
     ``alphas`` is the frame of ``fedecider.runs.alphas``: dataset, method, seed, round (1-based),
-    client, source, layer, alpha (any sign). Without rows of this data set and method the figure
-    says so. Raises ValueError when the frame lacks a column.
+    client, source, layer, alpha (any sign), run. Without rows of this data set and method the
+    figure says so. Raises ValueError when the frame lacks a column.
     """
     frames.require(
         alphas,
-        ("dataset", "method", "seed", "round", "client", "source", "layer", "alpha"),
+        ("dataset", "method", "seed", "round", "client", "source", "layer", "alpha", "run"),
         "alphas",
     )
     title = f"{style.dataset_label(dataset)}: learned weights of the other clients' directions"

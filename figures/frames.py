@@ -30,11 +30,14 @@ METHODS = (
     "fedecider-no-personalization",
     "fedecider-no-both",
 )
+# Methods that exchange something and are no variants of FeDecider.
+FEDERATED = ("fedavg", "fedprox", "ffa-lora", "flora", "fedsa-lora", "rolora")
+FEDERATED += ("lora-sim", "fellrec", "feddpa")
 # Every preset is expected to run these: a gap in the main table if not.
 EXPECTED = ("zero-shot", "popularity", "local", "fedavg", "fedecider")
 # No language models: they rank by themselves and stand in every table of their protocol.
 NO_MODEL = ("popularity", "als")
-# The ranker that each protocol is read with (method.md, section 6).
+# The ranker that each protocol is read with (method, section 6).
 RANKERS = {"catalogue": "grounding", "sampled": "likelihood"}
 PROTOCOL_LABELS = {"catalogue": "whole catalogue", "sampled": "1 + 99 sampled candidates"}
 METRICS = ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10", "mrr@10")

@@ -95,6 +95,7 @@ class ResultsTable:
 def results_table(
     metrics: pd.DataFrame,
     ranks: pd.DataFrame | None = None,
+    compared: pd.DataFrame | None = None,
     *,
     dataset: str,
     protocol: str,
@@ -106,7 +107,9 @@ def results_table(
     """The table of one data set under one protocol.
 
     ``metrics`` is the frame of ``fedecider.runs.metrics``; ``ranks``, where given, that of
-    ``fedecider.runs.ranks``, from which it is checked that all methods ranked for the same users.
+    ``fedecider.runs.ranks``, from which it is checked that all methods ranked for the same users;
+    ``compared`` that of ``fedecider.runs.compare``, from which a note tells how far the method is
+    from the best of the others, read off the same test users.
     ``methods`` are expected (a gap row where no run is found); others that the runs hold follow.
     ``names`` are the metrics printed; ``tidy`` and the CSV file hold all. sd is the sample standard
     deviation over seeds. The mean over domains is left out for a method that lacks a domain. Raises
@@ -131,6 +134,8 @@ def results_table(
     tidy["runs"] = tidy["runs"].astype(object).where(tidy["runs"].notna(), "")
     tidy = tidy[list(_TIDY)]
     notes = _notes(rows, ranks, dataset, protocol, ranker, methods, domains)
+    if compared is not None and len(compared):
+        notes += _against_best(tidy, compared, dataset, protocol, ranker)
     return ResultsTable(
         dataset, protocol, ranker, tuple(methods), tuple(domains), tuple(names), tidy, notes
     )
@@ -164,6 +169,37 @@ def _notes(
             notes.append(f"{style.domain_label(domain)}: test users differ ({each}).")
     if ranks is not None and len(ranks):
         notes += _other_users(ranks, dataset, protocol, ranker, methods, domains)
+    return tuple(notes)
+
+
+def _against_best(
+    tidy: pd.DataFrame, compared: pd.DataFrame, dataset: str, protocol: str, ranker: str
+) -> tuple[str, ...]:
+    """A sentence about the best other method, and one about the best other federated one."""
+    rows = compared[
+        (compared["dataset"] == dataset)
+        & (compared["protocol"] == protocol)
+        & (compared["ranker"] == ranker)
+    ]
+    notes = []
+    for metric, found in rows.groupby("metric"):
+        means = tidy[(tidy["domain"] == frames.MEAN) & (tidy["metric"] == metric)]
+        means = means.set_index("method")["mean"].dropna()
+        for kind, among in (("other", found["against"]), ("other federated", frames.FEDERATED)):
+            others = means.reindex([m for m in among if m in set(found["against"])]).dropna()
+            if others.empty:
+                continue
+            row = found.set_index("against").loc[others.idxmax()]
+            change, low, high = (
+                style.number(100 * row[name], 1, sign=True)
+                for name in ("difference", "low", "high")
+            )
+            notes.append(
+                f"{style.method_label(row['method'])} against the best {kind} method, "
+                f"{style.method_label(others.idxmax())}: {change} points of "
+                f"{style.metric_label(metric)} (95 %: {low} to {high}; p = {row['p']:.2g}, paired "
+                f"bootstrap over {row['users']} users)."
+            )
     return tuple(notes)
 
 

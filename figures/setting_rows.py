@@ -19,6 +19,7 @@ FIELD_LABELS = {
     "alpha_scope": "Scope of α",
     "alpha_init": "Initial α, of the own norm",
     "alpha_sign": "Sign of α",
+    "alpha_warmup": "Steps of a round for α alone",
     "wire": "Precision on the wire",
     "truncate": "Singular directions sent",
 }
@@ -41,8 +42,9 @@ def of_methods(
 ) -> pd.DataFrame:
     """block, setting, method, base, run, seed: the main runs of each method, in that order.
 
-    ``frame`` is any frame of ``fedecider.runs`` read below runs/, and others beside it, with
-    dataset, method, seed and run. Raises ValueError if two runs hold the same method and seed.
+    ``frame`` is any frame of ``fedecider.runs`` with dataset, method, seed and run; main runs are
+    those whose name begins with runs/, the folder that they were read from. Raises ValueError if
+    two runs hold the same method and seed.
     """
     frames.require(frame, ("dataset", "method", "seed", "run"), "runs")
     main = frame[(frame["dataset"] == dataset) & frame["run"].astype(str).str.startswith("runs/")]

@@ -11,9 +11,6 @@ from figures import frames, per_run, style
 from figures.small_table import GAP
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-# Methods that exchange something and are no variants of FeDecider.
-FEDERATED = ("fedavg", "fedprox", "ffa-lora", "flora", "fedsa-lora", "rolora")
-FEDERATED += ("lora-sim", "fellrec", "feddpa")
 _RANKERS = (("catalogue", "grounding"), ("catalogue", "trie"), ("sampled", "likelihood"))
 _METRIC = "ndcg@10"
 
@@ -68,7 +65,7 @@ def against(compared: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     by_method = found.set_index("method")
     for protocol, ranker in _RANKERS:
         rows = compared[(compared["protocol"] == protocol) & (compared["ranker"] == ranker)]
-        others = [method for method in FEDERATED if method in set(rows["against"])]
+        others = [method for method in frames.FEDERATED if method in set(rows["against"])]
         best = by_method[ranker].reindex(others).idxmax() if others else None
         for other in ("local", best):
             for row in rows[rows["against"] == other].itertuples():

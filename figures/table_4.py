@@ -12,7 +12,7 @@ import pandas as pd
 from figures import frames, setting_rows, style
 from figures.small_table import NO_RUN, Column, Table
 
-FIELDS = ("norm", "alpha_scope", "alpha_init", "alpha_sign")
+FIELDS = ("norm", "alpha_scope", "alpha_init", "alpha_sign", "alpha_warmup")
 _PARTS = ("no-direction", "no-personalization", "no-both")
 _RANKERS = {"sampled": ("likelihood",), "catalogue": ("grounding", "trie")}
 _METRICS = {"sampled": ("hit@10", "ndcg@10"), "catalogue": ("ndcg@10",)}

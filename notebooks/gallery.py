@@ -18,7 +18,6 @@ from pathlib import Path
 import pandas as pd
 
 from fedecider import runs
-from fedecider.domains import SPLITS
 from figures import summary
 from notebooks import plan, reproduce
 from notebooks.stages import Stage, StageError
@@ -80,9 +79,13 @@ def _digests(gallery: Path) -> dict:
 
 
 def _read_by(config: dict, place: str) -> tuple:
-    """Runs for which this is equal read the same of the same data: their digests have to agree."""
-    sizes = (config.get(f"{split}_users") for split in SPLITS)
-    return (config["dataset"], place.split("/")[0], *sizes)
+    """Runs for which this is equal read the same of the same data: their digests have to agree.
+
+    A sweep may vary the number of training users. Test users have to be the same in all: they are
+    numbered by their place among them.
+    """
+    kind = place.split("/")[0]
+    return config["dataset"], kind, config.get("train_users") if kind == "sweeps" else None
 
 
 def _same(run: Path, into: Path) -> bool:

@@ -39,7 +39,7 @@ _FIGURES: tuple[Shown, ...] = (
     Shown("figure_1_local_vs_fedavg", (("protocol", "sampled"),)),
     Shown("figure_2_scale_noise"),
     Shown("figure_3_overview"),
-    Shown("figure_4_alpha_heatmap", model=True, seconds=25),
+    Shown("figure_4_alpha_heatmap", files="figures/{name}*.*", model=True, seconds=25),
     Shown("figure_5_alpha_convergence"),
     Shown("figure_6_sensitivity", sweeps=True),
     Shown("figure_7_quality_vs_bytes", sweeps=True),

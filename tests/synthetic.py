@@ -49,6 +49,7 @@ def synthetic_alphas(domains, seeds=(0, 1), rounds=4, layers=3, scale=0.3):
     rng = np.random.default_rng(11)
     rows = [
         ("goodreads", "fedecider", seed, r, client, source, f"layers.{layer}.q_proj", value)
+        + (f"runs/goodreads/fedecider-seed{seed}",)
         for seed in seeds
         for r in range(1, rounds + 1)
         for client in domains
@@ -56,7 +57,7 @@ def synthetic_alphas(domains, seeds=(0, 1), rounds=4, layers=3, scale=0.3):
         if client != source
         for layer, value in enumerate(rng.normal(0, scale, layers))
     ]
-    columns = ["dataset", "method", "seed", "round", "client", "source", "layer", "alpha"]
+    columns = ["dataset", "method", "seed", "round", "client", "source", "layer", "alpha", "run"]
     return pd.DataFrame(rows, columns=columns)
 
 

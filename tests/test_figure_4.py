@@ -50,14 +50,28 @@ def test_the_order_of_sources_is_that_within_a_client():
     out = figure_4.alpha_correlations(alpha, alpha * 0, alpha, affinity).set_index("against")
     assert out.loc["planted affinity", ["same_order", "pairs"]].to_list() == [1, 3]  # a tie is none
     assert out.loc["user closeness", ["same_order", "pairs"]].to_list() == [0, 2]  # all reversed
-    assert out.loc["item closeness", ["same_order", "pairs"]].to_list() == [
-        0,
-        0,
-    ]  # nothing to order
+    assert out.loc["item closeness", ["same_order", "pairs"]].to_list() == [0, 0]  # no order
     four = square(SIX[:4])
     four.iloc[0, 1] = np.nan
     out = figure_4.alpha_correlations(square(SIX[:4]), None, None, four)
     assert out["pairs"].to_list() == [4 * 3 - 2]
+
+
+def test_the_numbers_are_the_cells_and_name_the_runs_of_alpha():
+    alphas = figure_4.last_round(synthetic_alphas(THREE), "goodreads")
+    found = figure_4.numbers(alphas, square(THREE), None, square(THREE, 1.0))
+    assert found.groupby("panel").size().to_dict() == {
+        "item distance": 6, "alpha": 6, "planted affinity": 6,
+    }  # fmt: skip
+    cells_of = found.set_index(["panel", "client", "source"])
+    value = figure_4.alpha_matrix(alphas).loc[THREE[0], THREE[2]]
+    assert cells_of.loc[("alpha", THREE[0], THREE[2]), "value"] == value
+    assert set(cells_of.loc["alpha", "runs"]) == {
+        "runs/goodreads/fedecider-seed0;runs/goodreads/fedecider-seed1"
+    }
+    assert set(cells_of.loc["item distance", "runs"]) == {""}
+    none = without_rows(alphas)
+    assert set(figure_4.numbers(none, square(THREE), None)["panel"]) == {"item distance"}
 
 
 def test_correlations_need_three_distinct_pairs_and_variation():

@@ -16,6 +16,7 @@ def test_curves_hold_mean_and_quantiles():
     values = kept[kept["round"] == 2]["alpha"].to_numpy()
     assert len(values) == 10
     assert row["mean"] == pytest.approx(values.mean())
+    assert row["runs"] == "runs/goodreads/fedecider-seed0;runs/goodreads/fedecider-seed1"
     assert [row["low"], row["high"]] == pytest.approx(list(np.quantile(values, [0.1, 0.9])))
 
 

@@ -72,7 +72,17 @@ def test_runs_on_other_data_are_refused_before_anything_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_run_on_fewer_users_of_the_same_data_is_taken(
+def test_a_run_on_other_test_users_is_refused(results, backbone, tmp_path, tmp_path_factory):
+    gallery.take(results, tmp_path)
+    other = tmp_path_factory.mktemp("other")
+    place = other / "runs/toy/local-seed1"
+    settings = config(results / "data/toy", place, "local", seed=1, test_users=3, rankers=[])
+    federation.run(settings, backbone)
+    with pytest.raises(StageError, match="ran on other data than the toy runs"):
+        gallery.take(other, tmp_path)
+
+
+def test_a_sweep_with_fewer_users_of_the_same_data_is_taken(
     results, backbone, tmp_path, tmp_path_factory
 ):
     gallery.take(results, tmp_path)

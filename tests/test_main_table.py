@@ -77,6 +77,31 @@ def test_means_deviations_seeds_and_gaps():
     assert table().notes == ("Not run: FedAvg.",)
 
 
+def test_a_note_tells_how_far_the_best_of_the_others_is():
+    columns = ["dataset", "protocol", "ranker", "method", "against", "metric", "users"]
+    columns += ["difference", "low", "high", "p"]
+    key = ("goodreads", "catalogue", "grounding", "fedecider")
+    rows = [
+        (*key, "local", "hit@5", 40, 0.005, -0.01, 0.02, 0.25),
+        (*key, "popularity", "hit@5", 40, 0.02, 0.01, 0.03, 0.001),
+        (*key, "flora", "hit@5", 40, 0.03, 0.01, 0.04, 0.002),
+        ("goodreads", "sampled", "likelihood", "fedecider", "local", "hit@5", 9, 1.0, 1.0, 1.0, 0),
+    ]
+    compared = pd.DataFrame(rows, columns=columns)
+    values = {**VALUES, ("flora", "children"): [0.01], ("flora", "comics_graphic"): [0.02]}
+    arguments = {"dataset": "goodreads", "protocol": "catalogue", "names": ["hit@5"]}
+    made = main_table.results_table(metrics_frame(values), None, compared, **arguments)
+    assert made.notes[-2:] == (
+        "FeDecider against the best other method, Local: +0.5 points of Hit@5 (95 %: −1.0 to +2.0; "
+        "p = 0.25, paired bootstrap over 40 users).",
+        "FeDecider against the best other federated method, FLoRA: +3.0 points of Hit@5 (95 %: "
+        "+1.0 to +4.0; p = 0.002, paired bootstrap over 40 users).",
+    )
+    assert main_table.to_latex(made).isascii()
+    without = main_table.results_table(metrics_frame(values), None, compared[:0], **arguments)
+    assert without.notes == table(values).notes
+
+
 def test_single_seed_has_no_deviation():
     one = {key: values[:1] for key, values in VALUES.items()}
     assert "±" not in main_table.to_markdown(table(one))

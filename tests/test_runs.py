@@ -77,6 +77,12 @@ def test_frames_of_runs(tmp_path):
     moved = ["toy/zero-shot-seed0", "toy/zero-shot-seed1"]
     assert list(both["run"]) == [*(f"runs/{run}" for run in moved), "sweeps/toy/fedecider-seed0"]
     assert (both["ranking_seconds"] > 0).all()
+    with pytest.raises(TypeError):
+        runs.metrics()
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "sweeps", tmp_path / "elsewhere" / "big")
+    (tmp_path / "sweeps").symlink_to(tmp_path / "elsewhere" / "big")  # kept on another disk
+    assert set(runs.alphas(tmp_path / "sweeps")["run"]) == {"sweeps/toy/fedecider-seed0"}
     alone = runs.rounds(tmp_path / "sweeps/toy/fedecider-seed0")  # a run folder itself
     assert set(alone["run"]) == {"fedecider-seed0"}
     result = json.loads((tmp_path / "runs/toy/zero-shot-seed0/result.json").read_text())
