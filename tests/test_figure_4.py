@@ -63,7 +63,7 @@ def test_the_numbers_are_the_cells_and_name_the_runs_of_alpha():
     assert found.groupby("panel").size().to_dict() == {
         "item distance": 6, "alpha": 6, "planted affinity": 6,
     }  # fmt: skip
-    cells_of = found.set_index(["panel", "client", "source"])
+    cells_of = found.set_index(["panel", "client", "source"]).sort_index()
     value = figure_4.alpha_matrix(alphas).loc[THREE[0], THREE[2]]
     assert cells_of.loc[("alpha", THREE[0], THREE[2]), "value"] == value
     assert set(cells_of.loc["alpha", "runs"]) == {
