@@ -28,7 +28,8 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1.5rem;
   max-width: 72rem; }
 h1, h2, h3 { line-height: 1.25; } h2 { margin-top: 3rem; border-bottom: 1px solid #ddd; }
-caption { text-align: left; padding: 0.25rem 0.75rem; }
+/* Tables scroll by themselves: their caption stays as wide as the page, and where it is. */
+caption { text-align: left; padding: 0.25rem 0.75rem; display: block; position: sticky; left: 0; }
 img, svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.875rem;
   font-variant-numeric: tabular-nums; display: block; overflow-x: auto; border: 0; }
