@@ -15,7 +15,6 @@ With noise the direction is what `privacy.noised` makes of it, drawn once, and t
 second. No shadow models are trained, so a stronger attack may exist.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -145,7 +144,7 @@ def attacks(
         backbone = load(backbone, "cpu", "float32")
     rows = []
     for name in found["run"]:
-        run = saved.read(Path(os.path.abspath(folder)).parent / name, data)
+        run = saved.read(runs.folder_of(name, folder), data)
         rows += [row | {"run": name} for row in _of_run(run, backbone, users, steps, sigmas, seed)]
     return pd.DataFrame(rows, columns=COLUMNS)
 

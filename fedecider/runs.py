@@ -146,6 +146,11 @@ def name_of(run: Path, folder: Path | str) -> str:
     return (Path(os.path.abspath(folder)).name / run.relative_to(folder)).as_posix()
 
 
+def folder_of(name: str, folder: Path | str) -> Path:
+    """Where the run lies that :func:`name_of` names so."""
+    return Path(os.path.abspath(folder)).parent / name
+
+
 def _gather(folders: tuple[Path | str, ...], name: str, file: str, read) -> pd.DataFrame:
     frames = []
     for folder in folders:

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fedecider import runs
 from fedecider.adapter import Adapter, Factors
 from fedecider.backbone import Backbone
 from fedecider.config import RunConfig
@@ -27,8 +28,9 @@ class SavedRun:
 
     @property
     def name(self) -> str:
-        """The run as frames of <results>/runs/<dataset>/<run> name it: the last three parts."""
-        return "/".join(Path(os.path.abspath(self.folder)).parts[-3:])
+        """The run as frames of <results>/runs name it, where it is runs/<dataset>/<run>."""
+        run = Path(os.path.abspath(self.folder))
+        return runs.name_of(run, run.parents[1])
 
     def adapter(self, backbone: Backbone) -> Adapter:
         """The run's adapter, to be closed by the caller; ValueError on another backbone."""

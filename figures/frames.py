@@ -144,6 +144,12 @@ def summary(rows: pd.DataFrame, domains: Sequence[str] | None = None) -> pd.Data
     return out.reset_index()
 
 
+def best(means: pd.Series, among: Iterable[str]) -> str | None:
+    """The method with the largest mean (indexed by method) among some; None where none has one."""
+    known = means.reindex(list(among)).dropna()
+    return known.idxmax() if len(known) else None
+
+
 def joined(runs: pd.Series) -> str:
     """Run folders, each once, in order, joined by ";"."""
     return ";".join(sorted({run for entry in runs for run in str(entry).split(";")}))

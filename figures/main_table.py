@@ -184,19 +184,20 @@ def _against_best(
     notes = []
     for metric, found in rows.groupby("metric"):
         means = tidy[(tidy["domain"] == frames.MEAN) & (tidy["metric"] == metric)]
-        means = means.set_index("method")["mean"].dropna()
-        for kind, among in (("other", found["against"]), ("other federated", frames.FEDERATED)):
-            others = means.reindex([m for m in among if m in set(found["against"])]).dropna()
-            if others.empty:
+        means, found = means.set_index("method")["mean"], found.set_index("against")
+        federated = [method for method in frames.FEDERATED if method in found.index]
+        for kind, among in (("other", found.index), ("other federated", federated)):
+            best = frames.best(means, among)
+            if best is None:
                 continue
-            row = found.set_index("against").loc[others.idxmax()]
+            row = found.loc[best]
             change, low, high = (
                 style.number(100 * row[name], 1, sign=True)
                 for name in ("difference", "low", "high")
             )
             notes.append(
                 f"{style.method_label(row['method'])} against the best {kind} method, "
-                f"{style.method_label(others.idxmax())}: {change} points of "
+                f"{style.method_label(best)}: {change} points of "
                 f"{style.metric_label(metric)} (95 %: {low} to {high}; p = {row['p']:.2g}, paired "
                 f"bootstrap over {row['users']} users)."
             )

@@ -66,7 +66,7 @@ def against(compared: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     for protocol, ranker in _RANKERS:
         rows = compared[(compared["protocol"] == protocol) & (compared["ranker"] == ranker)]
         others = [method for method in frames.FEDERATED if method in set(rows["against"])]
-        best = by_method[ranker].reindex(others).idxmax() if others else None
+        best = frames.best(by_method[ranker], others)
         for other in ("local", best):
             for row in rows[rows["against"] == other].itertuples():
                 label = f"{frames.PROTOCOL_LABELS[protocol].split(' sampled')[0]}, {ranker}"

@@ -39,9 +39,8 @@ def take(results: Path, gallery: Path) -> list[str]:
     configs = {run: json.loads((run / "config.json").read_text()) for run in found}
     digests = _digests(gallery)
     for run, config in configs.items():
-        place = run.relative_to(results).as_posix()
-        digest = config["data_digest"]
-        if digests.setdefault(_read_by(config, place), digest) != digest:
+        kind, digest = run.relative_to(results).parts[0], config["data_digest"]
+        if digests.setdefault(_read_by(config, kind), digest) != digest:
             raise StageError(
                 f"{run} ran on other data than the {config['dataset']} runs in {gallery}: name "
                 "another gallery, or delete those runs first"
@@ -78,13 +77,12 @@ def _digests(gallery: Path) -> dict:
     return found
 
 
-def _read_by(config: dict, place: str) -> tuple:
+def _read_by(config: dict, kind: str) -> tuple:
     """Runs for which this is equal read the same of the same data: their digests have to agree.
 
     A sweep may vary the number of training users. Test users have to be the same in all: they are
     numbered by their place among them.
     """
-    kind = place.split("/")[0]
     return config["dataset"], kind, config.get("train_users") if kind == "sweeps" else None
 
 

@@ -1,10 +1,14 @@
-"""What a drawn figure shows: its texts, bars and cells, and whether any text covers another."""
+"""What a drawn figure shows (texts, bars, cells, nothing covered), and a printed table."""
 
+import io
 from itertools import combinations
 
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+
+from figures import small_table
 
 
 def texts(figure: Figure) -> list[str]:
@@ -51,3 +55,20 @@ def cells(axes) -> dict[tuple[int, int], str]:
         for t in axes.texts
         if t.get_transform() == axes.transData
     }
+
+
+def csv(table):
+    return pd.read_csv(io.StringIO(small_table.to_csv(table)))
+
+
+def lines(table):
+    """Rows of the Markdown form as lists of cells, the heading first."""
+    rows = [row for row in small_table.to_markdown(table).splitlines() if row.startswith("|")]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return [row for row in rows if not set("".join(row)) <= set("-:")]
+
+
+def line(table, *start):
+    """The cells of the one row that has these first words, "" for what a block prints once."""
+    (found,) = [row for row in lines(table) if tuple(row[: len(start)]) == start]
+    return found[len(start) :]

@@ -1,31 +1,13 @@
 """The small table that tables 1 and 4 to 9 share: numbers, best values, files."""
 
-import io
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+from seen import csv, lines
 
 from figures import small_table
 from figures.small_table import Column, Table
-
-
-def csv(table):
-    return pd.read_csv(io.StringIO(small_table.to_csv(table)))
-
-
-def lines(table):
-    """Rows of the Markdown form as lists of cells, the heading first."""
-    rows = [row for row in small_table.to_markdown(table).splitlines() if row.startswith("|")]
-    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    return [row for row in rows if not set("".join(row)) <= set("-:")]
-
-
-def line(table, *start):
-    """The cells of the one row that has these first words, "" for what a block prints once."""
-    (found,) = [row for row in lines(table) if tuple(row[: len(start)]) == start]
-    return found[len(start) :]
-
 
 ROWS = pd.DataFrame(
     {

@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from test_small_table import csv, lines
+from seen import csv, lines
 
 from figures import small_table, table_1
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from seen import lines
 
 from fedecider import membership, runs
 from figures import small_table, table_6
@@ -29,12 +30,6 @@ def attacked(seeds=(0,), methods=("local", "fedecider"), sigmas=(0.1, 1.0), data
                         | {"high": value + 0.1, "members": users, "nonmembers": users}
                     )
     return pd.DataFrame(rows, columns=membership.COLUMNS)
-
-
-def lines(table):
-    rows = [row for row in small_table.to_markdown(table).splitlines() if row.startswith("|")]
-    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    return [row for row in rows if not set("".join(row)) <= set("-:")]
 
 
 def test_a_row_for_each_thing_known_a_block_for_each_method():

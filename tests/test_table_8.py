@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from seen import lines
 
 from fedecider import theory
 from figures import small_table, table_8
@@ -27,12 +28,6 @@ def checked(measured=MEASURED, seed=0, dataset="goodreads"):
             )
             rows[-1] += (deviation <= tolerance, cases, f"{dataset}/fedecider-seed{seed}")
     return pd.DataFrame(rows, columns=theory.COLUMNS)
-
-
-def lines(table):
-    rows = [row for row in small_table.to_markdown(table).splitlines() if row.startswith("|")]
-    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    return [row for row in rows if not set("".join(row)) <= set("-:")]
 
 
 def numbers(table):

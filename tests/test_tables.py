@@ -5,7 +5,7 @@ import math
 
 import pandas as pd
 import pytest
-from test_small_table import csv, line, lines
+from seen import csv, line, lines
 from test_table_1 import meta
 
 from fedecider import runs
