@@ -1,30 +1,54 @@
-"""One validated configuration of a run; every field has its help line."""
+"""One validated configuration of a run, in groups; every field has its help line.
+
+A method's own settings stand in its file and travel here as `settings`; they, and the names of
+method, rankers and loss, are checked by `federation.check`. Names of fields are unique over all
+groups, so that `RunConfig.of` takes them without the groups.
+"""
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fedecider.direction import NormKind
+from fedecider.mixture import Scope, Sign
+from fedecider.wire import PayloadDtype
 
-class RunConfig(BaseModel):
-    """A federation of one method on one data set with one seed.
 
-    Unknown names are refused, so a mistyped setting never runs with a default in its place.
-    """
+class Group(BaseModel):
+    """Settings that belong together; unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # What runs
-    data: Path = Field(description="folder of prepared domains, one folder a domain")
-    folder: Path = Field(description="run folder to write or to go on from")
-    dataset: str = Field(description="name of the data set in tables")
-    method: str = Field(description="a name of fedecider.methods.METHODS")
-    seed: int = Field(0, ge=0, description="seeds the adapter's start and the order of the data")
-    domains: list[str] | None = Field(None, description="domains that take part; null: all")
 
-    # Backbone
-    backbone: str = Field(
+class DataConfig(Group):
+    """What the clients read."""
+
+    prepared: Path = Field(description="folder of prepared domains, one folder per domain")
+    dataset: str = Field(description="name of the data set in tables")
+    domains: list[str] | None = Field(None, description="domains that take part; null: all")
+    train_users: int | None = Field(
+        None, ge=1, description="users per domain to train on; null: all"
+    )
+    valid_users: int | None = Field(None, ge=1, description="users per domain to validate on")
+    test_users: int | None = Field(None, ge=1, description="users per domain to test on")
+    history: int = Field(10, ge=1, description="titles of the user that a target is given")
+    windows_per_user: int | None = Field(
+        None,
+        ge=1,
+        description="latest training examples per user: of up to `history` targets each in the "
+        "history template, of one in the instruction template; null: all",
+    )
+    prompt_template: Literal["history", "instruction"] = Field(
+        "history", description="form of the prompt"
+    )
+
+
+class BackboneConfig(Group):
+    """The frozen language model."""
+
+    model: str = Field(
         "smollm2-135m", description="hub id, folder, smollm2-135m or tiny; @n: its first n blocks"
     )
     device: str = Field("auto", description="auto, cpu, cuda, ...")
@@ -32,111 +56,212 @@ class RunConfig(BaseModel):
         "auto", description="of the frozen weights; auto: bf16 where the processor has it"
     )
 
-    # Sequences
-    form: Literal["history", "instruction"] = Field("history", description="form of the prompt")
-    history: int = Field(10, ge=1, description="titles of the user that a target is given")
-    train_users: int | None = Field(None, ge=1, description="users a domain to train on; null: all")
-    windows: int | None = Field(
-        None,
-        ge=1,
-        description="latest training examples a user: of up to `history` targets each in the "
-        "history form, of one in the instruction form; null: all",
-    )
-    valid_users: int | None = Field(None, ge=1, description="users a domain to validate on")
-    test_users: int | None = Field(None, ge=1, description="users a domain to test on")
 
-    # LoRA
+class LoraConfig(Group):
+    """The own LoRA of every client."""
+
     rank: int = Field(8, ge=1, description="r of LoRA")
     lora_alpha: float = Field(16, gt=0, description="LoRA's scale: gamma = lora_alpha / r")
-    targets: list[str] = Field(["q_proj", "v_proj"], description="adapted linear layers")
+    targets: list[str] = Field(
+        ["q_proj", "v_proj"], min_length=1, description="adapted linear layers"
+    )
     top_layers: int | None = Field(None, ge=1, description="adapt the top K blocks; null: all")
 
-    # Local training
+
+class TrainingConfig(Group):
+    """Rounds and local training."""
+
+    loss: str = Field("vocabulary", description="a name of fedecider.losses.LOSSES")
     rounds: int = Field(4, ge=1, description="communication rounds")
-    local_epochs: int = Field(1, ge=1, description="passes over the client's data a round")
+    local_epochs: int = Field(1, ge=1, description="passes over the client's data per round")
     batch_tokens: int = Field(1024, ge=8, description="tokens of one packed batch")
     lr: float = Field(1e-4, gt=0, description="AdamW's learning rate of A and B")
     lr_end: float = Field(0.1, ge=0, le=1, description="last step's rate as a share of lr; linear")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay of A and B")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm of A and B")
+    max_grad_norm: float = Field(1.0, gt=0, description="largest gradient norm of A and B")
 
-    # Directions and their mixture
-    norm: Literal["frobenius", "column", "spectral"] = Field(
-        "frobenius", description="norm that a direction has 1 of"
-    )
+
+class DirectionConfig(Group):
+    """Directions, their payloads and their mixture."""
+
+    norm: NormKind = Field("frobenius", description="norm that directions are scaled to 1 in")
     send: Literal["direction", "update"] = Field(
         "direction", description="what goes up; with update the server extracts the direction"
     )
     truncate: int | None = Field(None, ge=1, description="singular directions sent; null: all")
-    wire: Literal["float32", "bfloat16", "int8"] = Field(
-        "float32", description="precision of what travels; int8 has one scale a singular vector"
+    payload_dtype: PayloadDtype = Field(
+        "float32", description="precision of what travels; int8 has one scale per singular vector"
     )
-    alpha_scope: Literal["client", "layer", "module"] = Field(
-        "module", description="one weight per foreign client, per layer or per adapted module"
-    )
-    alpha_init: float = Field(0.0, description="initial weight as a share of the own update's norm")
-    alpha_sign: Literal["free", "nonnegative"] = Field("free", description="constraint on alpha")
-    alpha_lr: float = Field(0.01, ge=0, description="Adam's learning rate of alpha")
-    alpha_warmup: int = Field(0, ge=0, description="steps a round that train alpha alone, first")
-    uniform_weight: float = Field(
-        1.0, description="sum of the fixed weights where they are not learned (two ablations)"
-    )
-    noise: float = Field(
+    direction_noise: float = Field(
         0.0, ge=0, description="Gaussian noise on a direction that is sent, as a share of its norm"
     )
-
-    # Settings of single other methods
-    fedprox_mu: float = Field(0.01, ge=0, description="fedprox: weight of the proximal term")
-    sim_temperature: float = Field(
-        1.0, gt=0, description="lora-sim: temperature of the softmax over cosine similarities"
+    alpha_scope: Scope = Field(
+        "module", description="one weight per peer client, per layer or per adapted module"
     )
-    fellrec_alpha: float = Field(0.7, gt=0, description="fellrec: weight of others at the start")
-    fellrec_beta: float = Field(1.0, gt=0, description="fellrec: rounds of the warm-up")
-    fellrec_temperature: float = Field(
-        0.05, gt=0, description="fellrec: temperature of the softmax over losses (nats a token)"
-    )
-    dpa_weight: float = Field(
-        0.5, ge=0, le=1, description="feddpa: largest weight of the local LoRA at inference"
-    )
-    dpa_samples: int = Field(
-        5, ge=1, description="feddpa: training histories that an instance is compared with"
-    )
-    als_factors: list[int] = Field(
-        [16, 32, 64], description="als: numbers of factors among which validation chooses"
-    )
-    als_confidences: list[float] = Field(
-        [1.0, 10.0, 40.0], description="als: weights of an interaction among which it chooses"
+    alpha_init: float = Field(0.0, description="initial weight as a share of the own update's norm")
+    alpha_sign: Sign = Field("free", description="constraint on alpha")
+    alpha_lr: float = Field(0.01, ge=0, description="Adam's learning rate of alpha")
+    alpha_warmup: int = Field(
+        0, ge=0, description="steps per round that train alpha alone, before the others"
     )
 
-    # Ranking
-    rankers: list[Literal["likelihood", "grounding", "trie"]] = Field(
+    @model_validator(mode="after")
+    def _noise_is_the_clients(self) -> "DirectionConfig":
+        if self.direction_noise and self.send != "direction":
+            raise ValueError(
+                "direction_noise is put on directions by the client: it needs send = direction"
+            )
+        return self
+
+
+class RankingConfig(Group):
+    """From a trained model to ranks."""
+
+    rankers: list[str] = Field(
         ["likelihood", "grounding"],
-        description="1 + 99 lists by likelihood, whole catalogue by grounding, by trie or by both; "
-        "none: the run ends with its validation losses",
+        description="names of fedecider.rankers.RANKERS; none: the run ends with its validation "
+        "losses",
     )
     prompt_weights: list[float] = Field(
         [0.0, 0.25, 0.5, 0.75, 1.0],
+        min_length=1,
         description="weights of the empty-prompt correction among which validation chooses",
     )
     beams: int = Field(4, ge=1, description="beams of the title in grounding and in trie")
     title_tokens: int = Field(24, ge=1, description="longest generated title in grounding")
 
-    @field_validator("prompt_weights", "targets", "als_factors", "als_confidences")
+
+class RunConfig(Group):
+    """A federation of one method on one data set with one seed.
+
+    Unknown names are refused, so a mistyped setting never runs with a default in its place.
+    """
+
+    folder: Path = Field(description="run folder to write or to go on from")
+    method: str = Field(description="a name of fedecider.methods.METHODS")
+    seed: int = Field(0, ge=0, description="seeds the adapter's start and the order of the data")
+    settings: dict[str, Any] = Field({}, description="the method's own, see its Settings")
+    data: DataConfig
+    backbone: BackboneConfig = BackboneConfig()
+    lora: LoraConfig = LoraConfig()
+    training: TrainingConfig = TrainingConfig()
+    direction: DirectionConfig = DirectionConfig()
+    ranking: RankingConfig = RankingConfig()
+
+    GROUPS: ClassVar[dict[str, type[Group]]] = {
+        "data": DataConfig,
+        "backbone": BackboneConfig,
+        "lora": LoraConfig,
+        "training": TrainingConfig,
+        "direction": DirectionConfig,
+        "ranking": RankingConfig,
+    }
+
+    @field_validator("settings")
     @classmethod
-    def _not_empty(cls, value: list) -> list:
-        if not value:
-            raise ValueError("needs at least one entry")
-        return value
+    def _not_a_group(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        misplaced = sorted(set(settings) & group_of().keys())
+        if misplaced:
+            raise ValueError(
+                f"{misplaced[0]} belongs to the group {group_of()[misplaced[0]]}, not to a method"
+            )
+        return settings
 
-    @model_validator(mode="after")
-    def _noise_is_the_clients(self) -> "RunConfig":
-        if self.noise and self.send != "direction":
-            raise ValueError("noise is put on directions by the client: it needs send = direction")
-        return self
+    @classmethod
+    def of(cls, **values: Any) -> "RunConfig":
+        """The configuration of plain names: `RunConfig.of(folder=..., rank=4, lr=1e-3, mu=0.1)`.
 
-    def stored(self) -> dict:
+        A name that no group has is one of the method's own. Raises pydantic's ValidationError.
+        """
+        return cls(**grouped(values))
+
+    def limits(self) -> dict[str, int | None]:
+        """Users per domain of each split, as `domains.read_domains` takes them."""
+        data = self.data
+        return {"train": data.train_users, "valid": data.valid_users, "test": data.test_users}
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its plain name, the method's own included."""
+        return flattened(json.loads(self.model_dump_json()))
+
+    def stored(self) -> dict[str, Any]:
         """As plain values for the run folder; paths without the machine's part."""
         values = json.loads(self.model_dump_json())
-        values["data"] = "/".join(self.data.parts[-2:])
+        values["data"]["prepared"] = "/".join(self.data.prepared.parts[-2:])
         values["folder"] = "/".join(self.folder.parts[-2:])
         return values
+
+
+def group_of() -> dict[str, str]:
+    """Group of every setting that is no method's own, by name."""
+    return {name: group for group, cls in RunConfig.GROUPS.items() for name in cls.model_fields}
+
+
+def grouped(values: dict[str, Any]) -> dict[str, Any]:
+    """Plain names put into their groups; names that none has are the method's own settings."""
+    groups, known = group_of(), set(RunConfig.model_fields)
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in groups:
+            nested.setdefault(groups[name], {})[name] = value
+        elif name in known and name not in RunConfig.GROUPS and name != "settings":
+            nested[name] = value
+        else:
+            nested.setdefault("settings", {})[name] = value
+    return nested
+
+
+def flattened(nested: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `grouped`: every setting of a stored configuration by its plain name."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= value if name in RunConfig.GROUPS or name == "settings" else {name: value}
+    return flat
+
+
+# Names of before the groups, when a configuration was one flat table with every method's settings.
+_RENAMED = {
+    "data": "prepared",
+    "backbone": "model",
+    "form": "prompt_template",
+    "windows": "windows_per_user",
+    "clip": "max_grad_norm",
+    "wire": "payload_dtype",
+    "noise": "direction_noise",
+}
+_OWN = {
+    "fedprox_mu": ("fedprox", "mu"),
+    "sim_temperature": ("lora-sim", "temperature"),
+    "fellrec_alpha": ("fellrec", "alpha"),
+    "fellrec_beta": ("fellrec", "beta"),
+    "fellrec_temperature": ("fellrec", "temperature"),
+    "dpa_weight": ("feddpa", "max_weight"),
+    "dpa_samples": ("feddpa", "instances"),
+    "als_factors": ("als", "factors"),
+    "als_confidences": ("als", "confidences"),
+    "uniform_weight": ("fedecider-no", "uniform_weight"),
+}
+
+
+def from_stored(values: dict[str, Any]) -> dict[str, Any]:
+    """A run folder's configuration in groups; a flat one of before the groups is mapped.
+
+    Raises ValueError for a name that neither form has: nothing is read with a silent default.
+    """
+    if isinstance(values.get("data"), dict):
+        unknown = sorted(set(values) - set(RunConfig.model_fields))
+        if unknown:
+            raise ValueError(f"a stored configuration has the unknown entry {unknown[0]!r}")
+        return values
+    known = {*group_of(), *RunConfig.model_fields} - {*RunConfig.GROUPS, "settings"}
+    plain: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in _OWN:
+            method, own = _OWN[name]
+            if str(values.get("method", "")).startswith(method):
+                plain[own] = value
+        elif _RENAMED.get(name, name) in known:
+            plain[_RENAMED.get(name, name)] = value
+        else:
+            raise ValueError(f"a stored configuration has the unknown entry {name!r}")
+    return grouped(plain)
