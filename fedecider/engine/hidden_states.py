@@ -2,15 +2,16 @@
 
 Where LoRA sits on the top K blocks only, everything below is a fixed function of the tokens. It is
 computed once and kept in a file named by its content (model, precision, block, tokens), which
-is mapped into memory afterwards. With LoRA on all blocks the trunk is the embedding and nothing
-is kept.
+is mapped into memory afterwards. With LoRA on all blocks these states are the token embeddings,
+and nothing is kept.
 """
 
 import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -18,120 +19,138 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fedecider.backbone import Backbone, cache_folder
-from fedecider.sequences import Forest, Tree, pack
+from fedecider.engine.backbone import Backbone
+from fedecider.engine.packing import PackedBatch, PromptTree, pack
+from fedecider.engine.weights import cache_folder
 
-# Part of every key: raise it when the arithmetic of `compute` changes, be it in the last digit.
-_COMPUTED = 3
-_BUDGET = 2048  # tokens a forward; large enough for full matmul speed, small enough for the cache
+# Part of every key: raise it when the arithmetic of `compute_states` changes, be it in the last
+# digit.
+_ARITHMETIC = 3
+FORWARD_TOKENS = 2048  # per forward: large enough for full matmul speed, small enough for the cache
 
 
-class Trunk:
-    """States (tokens, width) of many trees; `trunk[i]` is tree i's, `cat` joins several."""
+class HiddenStateCache:
+    """States of many trees below block `first`, kept on disk; `batch` packs them into a row."""
 
-    def __init__(self, backbone: Backbone, trees: Sequence[Tree], first: int, label: str = "trunk"):
+    def __init__(
+        self,
+        backbone: Backbone,
+        trees: Sequence[PromptTree],
+        first: int,
+        label: str = "hidden states",
+    ):
+        """Computes what is not stored yet, under a progress bar with this label."""
         self.backbone, self.trees, self.first = backbone, list(trees), first
-        sizes = [tree.size for tree in self.trees]
-        self.ends = np.cumsum(sizes, dtype=np.int64)
-        self._states = (
-            _stored_states(backbone, self.trees, first, label) if first and sizes else None
-        )
+        self.sizes = [tree.size for tree in self.trees]
+        self._ends = list(accumulate(self.sizes))
+        self._stored = self._read(label) if first and self.sizes else None
 
     def __len__(self) -> int:
         return len(self.trees)
 
-    def forest(self, indices: Sequence[int]) -> Forest:
-        """The given trees as one packed row."""
-        return Forest(self.trees[index] for index in indices)
+    def batch(self, indices: Sequence[int]) -> PackedBatch:
+        """The trees with these indices as one packed row, with its states (T, width)."""
+        return PackedBatch([self.trees[index] for index in indices], self.states(indices))
 
-    def cat(self, indices: Sequence[int], forest: Forest) -> Tensor:
-        """Their states, (T, width), in the order of the forest's row."""
-        if self._states is None:
-            return self.backbone.embed(forest.ids)[0]
+    def states(self, indices: Sequence[int]) -> Tensor:
+        """States (T, width) of the trees with these indices, in the order of their packed row."""
+        if self._stored is None:
+            ids = [token for index in indices for token in self.trees[index].ids]
+            return self.backbone.embed(torch.tensor(ids, dtype=torch.long))[0]
         parts = [
-            self._states[self.ends[index] - self.trees[index].size : self.ends[index]]
+            self._stored[self._ends[index] - self.sizes[index] : self._ends[index]]
             for index in indices
         ]
         return torch.cat(parts)
 
+    def _read(self, label: str) -> Tensor:
+        def compute() -> Iterator[Tensor]:
+            with progress_bar(sum(self.sizes), label) as bar:
+                for indices in pack(self.sizes, FORWARD_TOKENS):
+                    states = compute_states(
+                        self.backbone, [self.trees[index] for index in indices], self.first
+                    )
+                    yield states
+                    bar.update(len(states))
 
-class Joined(Trunk):
-    """Several trunks of one model as one; nothing is copied."""
-
-    def __init__(self, trunks: Sequence[Trunk]):
-        self.backbone, self.first = trunks[0].backbone, trunks[0].first
-        self.trees = [tree for trunk in trunks for tree in trunk.trees]
-        self._owner = [(trunk, index) for trunk in trunks for index in range(len(trunk))]
-
-    def cat(self, indices: Sequence[int], forest: Forest) -> Tensor:
-        """States of the given trees, (T, width)."""
-        parts = []
-        for index, tree in zip(indices, forest.trees, strict=True):
-            trunk, place = self._owner[index]
-            parts.append(trunk.cat([place], Forest([tree])))
-        return torch.cat(parts)
+        key = content_key(self.backbone, self.trees, self.first, "all tokens")
+        shape = (sum(self.sizes), self.backbone.width)
+        return stored_rows(key, shape, self.backbone.dtype, compute)
 
 
-def states_key(backbone: Backbone, trees: list[Tree], first: int, kept: str) -> str:
-    """Names states by their content: model, precision, block, tokens, and what is kept of them."""
-    digest = hashlib.sha256(f"{_COMPUTED} {backbone.identity} {first} {kept}".encode())
-    for tree in trees:
-        lengths = [len(tree.prompt), *map(len, tree.branches)]
-        digest.update(np.array([len(lengths), *lengths], dtype=np.int64).tobytes())
-        for piece in (tree.prompt, *tree.branches):
-            digest.update(np.array(piece, dtype=np.int32).tobytes())
-    return digest.hexdigest()[:32]
+class ConcatCache(HiddenStateCache):
+    """Several caches of one model behind each other as one; nothing is copied."""
+
+    def __init__(self, caches: Sequence[HiddenStateCache]):
+        self.backbone, self.first = caches[0].backbone, caches[0].first
+        self.trees = [tree for cache in caches for tree in cache.trees]
+        self.sizes = [size for cache in caches for size in cache.sizes]
+        self._owners = [(cache, index) for cache in caches for index in range(len(cache))]
+
+    def states(self, indices: Sequence[int]) -> Tensor:
+        """States (T, width) of the trees with these indices, in the order of their packed row."""
+        owners = [self._owners[index] for index in indices]
+        return torch.cat([cache.states([index]) for cache, index in owners])
 
 
 @torch.no_grad()
-def compute(backbone: Backbone, trees: Sequence[Tree], first: int) -> Tensor:
-    """States of one packed row of trees below block `first`, (T, width), uncached."""
-    forest = Forest(trees)
-    return backbone.blocks(backbone.embed(forest.ids), forest.positions, forest, last=first)[0]
+def compute_states(backbone: Backbone, trees: Sequence[PromptTree], first: int) -> Tensor:
+    """States of one packed row of trees below block `first`, (T, width); nothing is stored."""
+    batch = PackedBatch(trees)
+    return backbone.blocks(backbone.embed(batch.ids), batch.positions, batch, last=first)[0]
 
 
-def stored(key: str, shape: tuple[int, int], dtype: torch.dtype, make) -> Tensor:
-    """The tensor of this key, mapped from its file; `make` yields its rows where there is none."""
-    folder = cache_folder() / "trunk"
+def progress_bar(tokens: int, label: str) -> tqdm:
+    """Bar over the tokens of a computation whose result is kept."""
+    return tqdm(total=tokens, desc=label, unit="tok", leave=False, mininterval=1)
+
+
+# Files of rows, named by content
+
+
+def content_key(backbone: Backbone, trees: Sequence[PromptTree], first: int, content: str) -> str:
+    """Names a file by what it holds: model, precision, block, tokens, and what is kept of them."""
+    digest = hashlib.sha256(f"{_ARITHMETIC} {backbone.identity} {first} {content}".encode())
+    for tree in trees:
+        lengths = [len(tree.prompt), *map(len, tree.continuations)]
+        digest.update(np.array([len(lengths), *lengths], dtype=np.int64).tobytes())
+        for tokens in (tree.prompt, *tree.continuations):
+            digest.update(np.array(tokens, dtype=np.int32).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def stored_rows(
+    key: str,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    compute: Callable[[], Iterator[Tensor]],
+) -> Tensor:
+    """The tensor of this key and shape, mapped from its file.
+
+    Where there is no such file, or one of another size, `compute` yields the rows, in blocks. The
+    file appears under its name only when it is whole.
+    """
+    folder = _folder()
     path = folder / f"{key}.{str(dtype).removeprefix('torch.')}"
-    total = shape[0] * shape[1]
-    if not path.exists() or path.stat().st_size != total * dtype.itemsize:
+    values = shape[0] * shape[1]
+    if not path.exists() or path.stat().st_size != values * dtype.itemsize:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=".", dir=folder)
+        handle, unfinished = tempfile.mkstemp(prefix=".", dir=folder)
         try:
             with os.fdopen(handle, "wb") as file:
-                for rows in make():
+                for rows in compute():
                     file.write(rows.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-            Path(beside).replace(path)
+            Path(unfinished).replace(path)
         finally:
-            Path(beside).unlink(missing_ok=True)
+            Path(unfinished).unlink(missing_ok=True)
     os.utime(path)  # so that `prune` drops what was used longest ago
-    return torch.from_file(str(path), size=total, dtype=dtype).view(shape)
-
-
-def _stored_states(backbone: Backbone, trees: list[Tree], first: int, label: str) -> Tensor:
-    total = sum(tree.size for tree in trees)
-
-    def make():
-        with _bar(trees, label) as bar:
-            for indices in pack([tree.size for tree in trees], _BUDGET):
-                part = [trees[index] for index in indices]
-                yield compute(backbone, part, first)
-                bar.update(sum(tree.size for tree in part))
-
-    key = states_key(backbone, trees, first, "all tokens")
-    return stored(key, (total, backbone.width), backbone.dtype, make)
-
-
-def _bar(trees: list[Tree], label: str) -> tqdm:
-    total = sum(tree.size for tree in trees)
-    return tqdm(total=total, desc=label, unit="tok", leave=False, mininterval=1)
+    return torch.from_file(str(path), size=values, dtype=dtype).view(shape)
 
 
 def prune(limit: int = 20 * 2**30) -> int:
     """Delete the files used longest ago until at most `limit` bytes are left; bytes freed."""
     files = []
-    for file in (cache_folder() / "trunk").glob("[!.]*"):
+    for file in _folder().glob("[!.]*"):
         with contextlib.suppress(FileNotFoundError):  # another process may prune as well
             status = file.stat()
             files.append((status.st_mtime_ns, status.st_size, file))
@@ -142,3 +161,7 @@ def prune(limit: int = 20 * 2**30) -> int:
         freed += size
         file.unlink(missing_ok=True)
     return freed
+
+
+def _folder() -> Path:
+    return cache_folder() / "states"
