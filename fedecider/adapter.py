@@ -18,7 +18,7 @@ from fedecider.engine.packing import PackedBatch
 
 Factors = dict[str, LowRank]
 
-# What the hub calls the packaged models of `engine.backbone.PACKAGED`: PEFT alone finds them by this.
+# What the hub calls the packaged models of the engine: PEFT alone finds them by this.
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
@@ -136,7 +136,6 @@ class Adapter:
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(d_out, d_in) of every adapted module."""
         return {name: (B.shape[0], A.shape[1]) for name, (B, A) in self.initial.items()}
-
 
     def close(self) -> None:
         """Take the adapter out; the backbone is frozen and plain again."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedecider import runs
 from fedecider.adapter import Adapter, Factors
 from fedecider.client import Best, Client, make_adapter
-from fedecider.config import RunConfig, from_stored
+from fedecider.config import RunConfig
 from fedecider.direction import LowRank
 from fedecider.domains import Domain, data_digest, read_domains
 from fedecider.engine.backbone import Backbone
@@ -187,7 +187,7 @@ class SavedRun:
         return load_model(self.folder / "adapters" / client)
 
     def sent(self, client: str, adapter: Adapter) -> Factors:
-        """The direction of the own update, as fedecider sends it; without one a module is absent."""
+        """The direction of the own update, as fedecider sends it; a zero update is absent."""
         method = FeDecider(self.config.model_copy(update={"settings": {}}))
         return method.directions(adapter.updates(self.model(client).factors))
 
@@ -201,13 +201,10 @@ def read_run(folder: Path | str, data: Path | str) -> SavedRun:
     folder = Path(folder)
     if not (folder / "result.json").exists():
         raise FileNotFoundError(f"{folder} holds no finished run")
-    stored = json.loads((folder / "config.json").read_text())
-    digest = stored.pop("data_digest", "")
-    stored.pop("method_info", None)
-    values = from_stored(stored)
-    values["data"] |= {"prepared": data}
-    config = RunConfig(**(values | {"folder": folder}))
+    stored = runs.read_config(folder)
+    group = {**stored.config["data"], "prepared": data}
+    config = RunConfig(**{**stored.config, "data": group, "folder": folder})
     domains = read_domains(data, config.data.domains, **config.limits())
-    if digest != data_digest(domains):
+    if stored.data_digest != data_digest(domains):
         raise ValueError(f"{folder} was trained on other data than those in {data}")
     return SavedRun(folder, config, domains)

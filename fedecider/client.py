@@ -27,9 +27,7 @@ from fedecider.training import ClientData, Progress, TrainingReport, fit, valida
 def make_adapter(config: RunConfig, backbone: Backbone) -> Adapter:
     """The LoRA adapter of a run, to be closed by the caller."""
     lora = config.lora
-    return Adapter(
-        backbone, lora.rank, lora.lora_alpha, lora.targets, lora.top_layers, config.seed
-    )
+    return Adapter(backbone, lora.rank, lora.lora_alpha, lora.targets, lora.top_layers, config.seed)
 
 
 @dataclass
@@ -135,4 +133,3 @@ class Client:
             for layer, weights in mixture.per_module().items()
             for source, alpha in zip(mixture.sources, weights.tolist(), strict=True)
         ]
-

@@ -4,8 +4,6 @@ Clients and server share bytes alone. A run can be killed at any moment: the sam
 the last finished round and ends with the same numbers.
 """
 
-import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from tqdm import tqdm
 from fedecider import checkpoint, runs
 from fedecider.client import Client, make_adapter
 from fedecider.config import RunConfig
-from fedecider.domains import Domain, data_digest, read_domains
+from fedecider.domains import data_digest, read_domains
 from fedecider.engine.backbone import Backbone, load, make_deterministic, pick_device
 from fedecider.engine.hidden_states import prune
 from fedecider.losses import LOSSES
@@ -39,7 +37,7 @@ def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
     claim = config.stored() | {"settings": method.settings.model_dump(mode="json")}
     runs.claim(folder, claim)  # before reading the data, which may take minutes
     domains = read_domains(config.data.prepared, config.data.domains, **config.limits())
-    runs.claim(folder, claim | {"data_digest": data_digest(domains)}, runs.method_info(method))
+    runs.claim(folder, claim, data_digest(domains), runs.method_info(method))
     if (folder / "result.json").exists():
         return folder
     recorder = Recorder(folder)

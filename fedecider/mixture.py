@@ -2,8 +2,8 @@
 
     y = W0 x + gamma B_i A_i x + sum_j alpha_ij D_j x
 
-W0 and the own LoRA are PEFT's; the sum over the peers' directions is added by a forward hook, so the
-adapter stays a plain PEFT adapter. All peers' directions of a layer are one stacked pair,
+W0 and the own LoRA are PEFT's; the sum over the peers' directions is added by a forward hook, so
+the adapter stays a plain PEFT adapter. All peers' directions of a layer are one stacked pair,
 A_all (sum r_j, d_in) and B_all (d_out, sum r_j): y += B_all (w * (A_all x)), where w repeats
 alpha_ij over the rank of direction j. The layer's equation is the paper's (arXiv 2602.16034); the
 scopes, the sign constraint and the initial values are our reconstruction.

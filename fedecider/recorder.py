@@ -61,8 +61,6 @@ class Recorder:
 
     def write(self) -> None:
         """The tables as CSV, each whole."""
-        derived = ("dataset", "seed", "run", *runs.METHOD_COLUMNS)  # stand in config.json
         for name in TABLES:
-            columns = [column for column in runs.COLUMNS[name] if column not in derived]
-            frame = pd.DataFrame(self.rows[name], columns=columns)
+            frame = pd.DataFrame(self.rows[name], columns=runs.COLUMNS[name])
             runs.write_csv(self.folder / f"{name}.csv", frame)

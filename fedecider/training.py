@@ -84,9 +84,7 @@ class ClientData:
 
     def _states(self, examples: ExampleSet, split: str) -> HiddenStateCache:
         label = f"{self.name} {split} states"
-        return HiddenStateCache(
-            self._adapter.backbone, examples.trees, self._adapter.first, label
-        )
+        return HiddenStateCache(self._adapter.backbone, examples.trees, self._adapter.first, label)
 
 
 class PooledData:

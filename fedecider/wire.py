@@ -98,9 +98,7 @@ def read_metrics(payload: bytes, sender: str) -> dict[str, float]:
         raise PayloadError(f"payload of {sender} has a header that cannot be read") from error
     for name, value in metrics.items():
         if not (math.isfinite(value) and value > 0):
-            raise PayloadError(
-                f"payload of {sender} tells {name} {value:g}, expected more than 0"
-            )
+            raise PayloadError(f"payload of {sender} tells {name} {value:g}, expected more than 0")
     return metrics
 
 
@@ -152,7 +150,9 @@ def _pop_pair(tensors: dict[str, Tensor], name: str, sender: str, spec: PayloadS
     fits = fits and (B is None or B.shape[0] == d_out) and (A is None or A.shape[1] == d_in)
     if not fits or (B is not None and A is not None and B.shape[1] != A.shape[0]):
         shapes = " and ".join(f"{k} {tuple(v.shape)}" for k, v in parts.items() if v is not None)
-        raise PayloadError(f"{name} of {sender} has {shapes}, expected ({d_out}, r) and (r, {d_in})")
+        raise PayloadError(
+            f"{name} of {sender} has {shapes}, expected ({d_out}, r) and (r, {d_in})"
+        )
     rank = A.shape[0] if A is not None else B.shape[1] if B is not None else 0
     if spec.rank is not None and rank > spec.rank:
         raise PayloadError(f"{name} of {sender} has rank {rank}, at most {spec.rank} expected")
@@ -165,9 +165,7 @@ def _pop_pair(tensors: dict[str, Tensor], name: str, sender: str, spec: PayloadS
     return LowRank(*(None if part is None else part.to(torch.float32) for part in (B, A)))  # type: ignore[arg-type]
 
 
-def _checked_scales(
-    scales: Tensor | None, parts: int, rank: int, name: str, sender: str
-) -> Tensor:
+def _checked_scales(scales: Tensor | None, parts: int, rank: int, name: str, sender: str) -> Tensor:
     """The scales of an int8 payload, a row for B and a row for A, whichever travel."""
     if scales is None:
         raise PayloadError(f"payload of {sender} lacks {name}.scales")

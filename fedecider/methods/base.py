@@ -178,6 +178,7 @@ def sent_metric(uploads: Uploads, name: str) -> dict[str, float]:
             raise PayloadError(f"payload of {client} does not tell its {name}")
     return {client: upload.metrics[name] for client, upload in uploads.items()}
 
+
 def payload_spec(
     config: RunConfig, method: Method, shapes: dict[str, tuple[int, int]], round: int, *, up: bool
 ) -> PayloadSpec:

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch.nn.functional import normalize
 
-from fedecider.adapter import Adapter
+from fedecider.adapter import Adapter, Factors
 from fedecider.engine.hidden_states import HiddenStateCache
 from fedecider.engine.packing import PromptTree, pack
 from fedecider.methods.base import NoSettings, Served
@@ -49,7 +49,7 @@ class FedDPA(FedAvg):
 
     def __init__(self, config):
         super().__init__(config)
-        self._mixed_of: ClientModel | None = None
+        self._global: Factors | None = None  # of which the mixtures are kept
         self._mixed: dict[float, ClientModel] = {}
 
     def fit(self, client, round):
@@ -69,15 +69,15 @@ class FedDPA(FedAvg):
         for user, weight in zip(data.users(split), weights, strict=True):
             rounded = min(round(weight / _STEP) * _STEP, self.settings.max_weight)
             groups[round(rounded, 6)].append(user)
-        if self._mixed_of is not model:
-            self._mixed_of, self._mixed = model, {}
+        if self._global is not model.factors:  # a round replaces them
+            self._global, self._mixed = model.factors, {}
         return [
             (users, self._mixture_at(model, adapter, weight))
             for weight, users in sorted(groups.items())
         ]
 
     def _mixture_at(self, model: ClientModel, adapter: Adapter, weight: float) -> ClientModel:
-        """The mixture with that weight; the same object whenever asked again for this model."""
+        """The mixture with that weight; the same object whenever asked again in this round."""
         if weight not in self._mixed:
             scaled = {name: pair.scaled(1 - weight) for name, pair in model.factors.items()}
             alpha = initial_alpha(adapter, ["local"], self.config.direction.alpha_scope) + weight
@@ -105,7 +105,7 @@ class FedDPA(FedAvg):
         return (settings.max_weight * similarity).tolist()
 
 
-def local_lora(model: ClientModel) -> dict:
+def local_lora(model: ClientModel) -> Factors:
     """The local LoRA of a model that has one; ValueError if it was not trained by feddpa."""
     if model.local_lora is None:
         raise ValueError("this model has no local LoRA")

@@ -14,7 +14,8 @@ __all__ = ["RANKERS", "Ranker", "Ranking"]
 
 def _rankers() -> dict[str, Ranker]:
     """One of every class with a name and a `rank` in a module of this folder, by name."""
-    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    names = [module.name for module in iter_modules(__path__) if module.name != "evaluate"]
+    modules = [import_module(f"{__name__}.{name}") for name in names]  # evaluate loops over these
     classes = [
         value
         for module in modules

@@ -5,7 +5,7 @@ Items that the search does not reach are tied behind all others.
 The catalogue's titles form a tree of tokens, with chains of single children merged into edges of a
 few tokens. A step scores the edges that leave a user's hypotheses by their first token, keeps the
 best `beams`, and feeds whole edges: a title needs fewer steps than it has tokens, and one that
-turns out unlikely is left half-way. Users are batched; see `engine.kv_cache` for what is kept of them.
+turns out unlikely is left half-way. Users are batched; `engine.kv_cache` keeps their prompts.
 """
 
 from collections.abc import Sequence
@@ -229,7 +229,9 @@ def search(
     return [results[index] for index in wanted]
 
 
-def _feed(backbone: Backbone, searches: list[_Search], cache: KVCache, lengths: list[int]) -> Tensor:
+def _feed(
+    backbone: Backbone, searches: list[_Search], cache: KVCache, lengths: list[int]
+) -> Tensor:
     """Feed every hypothesis' edge; their normed states, (T, width)."""
     fed = [sum(len(path.fed) for path in beam.running) for beam in searches]
     width, before = max(fed), cache.slots
@@ -301,7 +303,7 @@ def ranks(
 ) -> list[int]:
     """Rank of each target item: its place among the titles, else that of the whole catalogue.
 
-    Items that the search did not reach are tied behind all others, and ties count against the model.
+    Items that the search did not reach are tied behind all others; ties count against the model.
     """
     ranks = []
     for listed, target in zip(titles, targets, strict=True):

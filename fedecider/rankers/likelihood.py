@@ -55,9 +55,7 @@ class Likelihood:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per user of the split, in order: scores behind its prompt and behind the empty one."""
         data, adapter = ranking.data, ranking.adapter
-        trees = candidate_trees(
-            data.catalogue, list(lists), split, data.config.data.history
-        )
+        trees = candidate_trees(data.catalogue, list(lists), split, data.config.data.history)
         label = f"{data.name} {split} list states"
         states = HiddenStateCache(adapter.backbone, trees, adapter.first, label)
         index = {user: place for place, user in enumerate(lists)}
