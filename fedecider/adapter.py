@@ -46,7 +46,7 @@ class Adapter:
         self.first = depth - (top_layers or depth)
         config = LoraConfig(
             r=rank,
-            lora_alpha=lora_alpha,
+            lora_alpha=lora_alpha,  # type: ignore[arg-type] # a float is as good
             target_modules=targets,
             layers_to_transform=list(range(self.first, depth)),
             lora_dropout=0.0,
@@ -124,7 +124,7 @@ class Adapter:
         name = self.backbone.name
         self.peft.peft_config["default"].base_model_name_or_path = HUB_IDS.get(name, name)
         # No embedding is trained; "auto" would look the name up on the hub to find that out.
-        self.peft.save_pretrained(folder, save_embedding_layers=False)
+        self.peft.save_pretrained(str(folder), save_embedding_layers=False)
 
     def block_of(self, name: str) -> int:
         """Number of the block that a module belongs to."""

@@ -78,7 +78,8 @@ class HistoryTemplate:
         stop = len(titles)
         while stop >= 2:
             window = titles[max(0, stop - history - 1) : stop]
-            ids, targets = [self.start], []
+            ids = [self.start]
+            targets: list[int] = []
             for position, title in enumerate(window):
                 piece = title + [self.end]
                 if position:

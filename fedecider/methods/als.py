@@ -63,8 +63,8 @@ class Als(Method):
             )
             with threadpool_limits(1, "blas"):  # two layers of threads would wait for each other
                 model.fit(table, show_progress=False)
-            ranks = _ranks(model, domain, "valid")["sampled"]
-            quality = per_user(np.array(ranks), "ndcg@10").mean()
+            valid = _ranks(model, domain, "valid")["sampled"]
+            quality = per_user(np.array(valid), "ndcg@10").mean()
             if best is None or quality > best[0]:
                 best = (quality, {"factors": size, "confidence": confidence}, model)
         assert best is not None  # the grid has at least one entry

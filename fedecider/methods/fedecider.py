@@ -8,7 +8,7 @@ The ablations are two settings under their names: what is `shared` (direction or
 with gamma in B), and the `weights` (learned or uniform, c / (n - 1) each).
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from pydantic import Field
 from fedecider.adapter import Factors
 from fedecider.direction import NormKind, direction
 from fedecider.direction_noise import noised
-from fedecider.methods.base import Downloads, Method, NoSettings, Upload, Uploads
+from fedecider.methods.base import Downloads, Family, Method, NoSettings, Upload, Uploads
 from fedecider.mixture import initial_alpha
 from fedecider.training import generator_of
 
@@ -35,7 +35,8 @@ class FeDecider(Method):
         )
         uniform_weight: float = Field(1.0, description="sum of the uniform weights")
 
-    name, label, family = "fedecider", "FeDecider", "federated"
+    name, label = "fedecider", "FeDecider"
+    family: ClassVar[Family] = "federated"
     color, order = "#D55E00", 60
     grid = {"alpha_lr": [0.02, 0.2], "alpha_init": [0.0, 0.15]}
 

@@ -5,6 +5,7 @@
 Up and down: A, B. With mu = 0 it is fedavg.
 """
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -35,7 +36,7 @@ class FedProx(FedAvg):
 
 def squared_distance(adapter: Adapter, start: Factors) -> Tensor:
     """||theta - theta_start||^2 of the factors that the adapter holds, ()."""
-    total = 0.0
+    total = torch.zeros(())
     for name, module in adapter.modules.items():
         for part, before in (("lora_B", start[name].B), ("lora_A", start[name].A)):
             now = getattr(module, part)["default"].weight

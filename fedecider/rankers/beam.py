@@ -63,13 +63,14 @@ class Trie:
 class Node:
     """A place with a choice: `first` token of each edge that leaves it; without edges, an end.
 
-    `items` have the title that ends here (several, if their tokens are the same).
+    `last` tells which edges are the end of a title and nothing else; `items` have the title that
+    ends here (several, if their tokens are the same).
     """
 
     edges: list["Edge"] = field(default_factory=list)
     items: list[int] = field(default_factory=list)
-    first: np.ndarray | None = None
-    last: np.ndarray | None = None  # whether an edge is the end of a title and nothing else
+    first: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
+    last: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
 class Edge(NamedTuple):
@@ -174,9 +175,9 @@ class _Search:
             if values[edge] > bound
         ]
         chosen = []
-        for score, index, edge in sorted(open_ends)[: self.beams]:
+        for score, index, choice in sorted(open_ends)[: self.beams]:
             before = self.running[index]
-            tokens, node = before.node.edges[edge]
+            tokens, node = before.node.edges[choice]
             depth = before.depth + len(before.path)
             chosen.append(_Hypothesis(-score, node, tokens, depth, before.slots))
         self.running = chosen

@@ -27,7 +27,8 @@ def rank_client(client: Client) -> tuple[pd.DataFrame, Choices]:
     """
     data = client.data
     ranking = Ranking(data, client.best.model, client.adapter, client.method)
-    frames, choices = [], {}
+    frames: list[pd.DataFrame] = []
+    choices: Choices = {}
     for name in client.config.ranking.rankers:
         ranker = RANKERS[name]
         ranks, chosen = ranker.rank(ranking)

@@ -5,6 +5,7 @@ token, last layer), rank all items by L2 distance. Items of the user's history a
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -63,7 +64,7 @@ def generate_titles(
 ) -> list[list[int]]:
     """The best beam of each prompt without its end, as token ids; an empty title is impossible."""
     backbone = adapter.backbone
-    model = backbone.model
+    model: Any = backbone.model
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     titles: list[list[int]] = [[] for _ in prompts]
     with tqdm(total=len(prompts), desc=label, unit="user", leave=False, mininterval=1) as bar:

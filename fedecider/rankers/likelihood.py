@@ -42,7 +42,8 @@ class Likelihood:
         )
         scored = {split: self._scores(ranking, split, lists[split], empty) for split in lists}
         weights = ranking.config.prompt_weights
-        weight = choose_weight(*map(list, zip(*scored["valid"], strict=True)), weights)
+        behind_prompt, behind_none = zip(*scored["valid"], strict=True)
+        weight = choose_weight(behind_prompt, behind_none, weights)
         ranks = [rank_of(corrected(s, e, weight), 0) for s, e in scored["test"]]
         return ranks, {"prompt_weight": weight}
 
