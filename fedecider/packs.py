@@ -63,16 +63,18 @@ def pack(results: Path | str, into: Path | str) -> list[str]:
     others stay. A method is called and drawn in all of them as in the run that came last. Users
     are numbered by their place in the sorted ids of their domain. Raises ValueError, before
     anything is written, for a run on other data than those of the same data set in the pack: their
-    users would not be the same.
+    users would not be the same; FileNotFoundError for a folder without any part of results.
     """
     results, into = Path(os.path.abspath(results)), Path(into)
     tables: dict[str, list[pd.DataFrame]] = {kind: [] for kind in _COLUMNS}
-    for part in ("runs", "sweeps"):
-        if (results / part).is_dir():
-            for kind, table in _tables_of(results / part).items():
-                tables[kind].append(table)
+    parts = [results / part for part in ("runs", "sweeps") if (results / part).is_dir()]
+    if not parts:
+        raise FileNotFoundError(f"{results} has neither runs nor sweeps")
+    for folder in parts:
+        for kind, table in _tables_of(folder).items():
+            tables[kind].append(table)
     tables["search"].append(run_folders.tries(results / "search"))
-    new = {kind: _joined(kind, parts) for kind, parts in tables.items()}
+    new = {kind: _joined(kind, pieces) for kind, pieces in tables.items()}
     held = {kind: read(into, kind) for kind in _COLUMNS}
     _refuse_other_data(new["runs"], held["runs"], results, into)
     changed = _changed(new["runs"], held["runs"])
@@ -117,7 +119,9 @@ def _tables_of(folder: Path) -> dict[str, pd.DataFrame]:
 
 def _numbered(ranks: pd.DataFrame) -> pd.DataFrame:
     """Users by their place in the sorted ids of their domain: the same user has the same number."""
-    number = ranks.groupby(["run", "domain"])["user_id"].rank(method="dense").astype(int) - 1
+    number = ranks.groupby(["run", "domain"])["user_id"].transform(
+        lambda users: pd.factorize(users, sort=True)[0]
+    )
     return ranks.assign(user_id=number.map("{:05d}".format))
 
 

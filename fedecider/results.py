@@ -102,10 +102,11 @@ def compare(
 ) -> pd.DataFrame:
     """A method against every other, one row per protocol and ranker: a paired bootstrap over users.
 
-    Columns: dataset, protocol, ranker, method, against, metric, users, difference, low, high, p
-    (see `metrics.paired_bootstrap`). Methods are compared by the same ranker, and with those that
-    rank without a language model. Users of all domains are drawn together; a user's value is the
-    mean over the seeds of the method, so more seeds do not count as more users.
+    `ranks` is the frame of :func:`ranks`. Columns: dataset, protocol, ranker, method, against,
+    metric, users, difference, low, high, p (see `metrics.paired_bootstrap`). Methods are compared
+    by the same ranker, and with those that rank without a language model. Users of all domains are
+    drawn together; a user's value is the mean over the seeds of the method, so more seeds do not
+    count as more users.
     """
     columns = ["dataset", "protocol", "ranker", "method", "against", "metric", "users"]
     columns.append("difference")
@@ -150,29 +151,32 @@ def _located(path: Path | str) -> tuple[Path, str | None]:
     """
     path = Path(os.path.abspath(path))
     base = next(folder for folder in (path, *path.parents) if folder.is_dir())
-    inside = path.relative_to(base)
     if packs.is_pack(base):
-        names = set(packs.read(base, "runs")["run"])
-        starts = {parent.as_posix() for name in names for parent in _with_parents(name)}
-        if inside.parts and inside.as_posix() not in {*starts, *_PARTS}:
-            raise _nearest(path, base, {start.split("/")[0] for start in starts})
-        return base, inside.as_posix() if inside.parts else ""
-    begun = any((path.parent / kind).is_dir() for kind in (*_PARTS, "data"))
+        start = "" if path == base else path.relative_to(base).as_posix()
+        starts = {str(part) for run in packs.read(base, "runs")["run"] for part in _parts(run)}
+        if start not in {"", *starts, *_PARTS}:
+            raise _missing(path, [base / part for part in starts])
+        return base, start
+    begun = any((path.parent / part).is_dir() for part in (*_PARTS, "data"))
     if path != base and not (path.name in _PARTS and begun):
-        raise _nearest(path, base, {folder.name for folder in base.iterdir() if folder.is_dir()})
+        _, *rest = path.relative_to(base).parts
+        beside = [folder for folder in base.iterdir() if folder.is_dir()]
+        likely = [folder.joinpath(*rest) for folder in beside if folder.joinpath(*rest).is_dir()]
+        raise _missing(path, likely or beside)
     return path, None
 
 
-def _with_parents(name: str) -> Iterable[PurePosixPath]:
-    path = PurePosixPath(name)
-    return (path, *path.parents[:-1])
+def _parts(run: str) -> Iterable[PurePosixPath]:
+    """runs/goodreads/fedecider-seed0, runs/goodreads, runs."""
+    return (PurePosixPath(run), *PurePosixPath(run).parents[:-1])
 
 
-def _nearest(path: Path, base: Path, names: Iterable[str]) -> FileNotFoundError:
-    first, *rest = path.relative_to(base).parts
-    nearest = difflib.get_close_matches(first, sorted(names), n=1, cutoff=0.0)
-    instead = f"the nearest name is {base.joinpath(nearest[0], *rest)}" if nearest else "no name is"
-    return FileNotFoundError(f"{path} is neither a folder of runs nor a pack; {instead}")
+def _missing(path: Path, known: list[Path]) -> FileNotFoundError:
+    nearest = difflib.get_close_matches(str(path), sorted(map(str, known)), n=1, cutoff=0.0)
+    return FileNotFoundError(
+        f"{path} is neither a folder of runs nor in a pack; "
+        + (f"the nearest name is {nearest[0]}" if nearest else "nothing is beside it")
+    )
 
 
 def _records(path: Path | str, unfinished: bool = False) -> pd.DataFrame:

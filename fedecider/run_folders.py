@@ -68,7 +68,7 @@ def records(folder: Path, unfinished: bool = False) -> pd.DataFrame:
         if path.parent.parent.name != "adapters":
             record, is_old = _record(path.parent, name_of(path.parent, folder))
             rows[record["run"]] = record
-            old += [record] if is_old and record["finished"] else []
+            old += [record] if is_old and record["finished"] is not None else []
     for record in old:
         if json.loads(record["config"])["ranking"]["rankers"]:
             popularity = _popularity_beside(record)
@@ -108,6 +108,7 @@ def _record(run: Path, name: str) -> tuple[dict[str, Any], bool]:
 
 
 def text(content: Any) -> str:
+    """JSON, the same for equal content."""
     return json.dumps(content, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""Configuration, run folders, frames, prepared domains and distances."""
+"""Configuration, run folders, prepared domains and distances."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from toy import config, write_domain, write_domains
 
-from fedecider import distances, federation, runs
+from fedecider import distances, federation, results, runs
 from fedecider.adapter import Adapter
 from fedecider.backbone import load
 from fedecider.config import RunConfig
@@ -33,60 +33,6 @@ def test_every_setting_has_a_help_line_and_unknown_ones_are_refused(tmp_path):
 def test_stored_settings_name_no_path_of_the_machine(tmp_path):
     stored = config(tmp_path / "data" / "toy", tmp_path / "runs" / "toy" / "x").stored()
     assert stored["data"] == "data/toy" and str(tmp_path) not in json.dumps(stored)
-
-
-def test_frames_of_no_runs_are_empty_with_their_columns(tmp_path):
-    for name, columns in runs.COLUMNS.items():
-        frame = getattr(runs, name)(tmp_path)
-        assert frame.empty and list(frame.columns) == columns
-    assert runs.configs(tmp_path / "nothing").empty
-
-
-def test_frames_of_runs(tmp_path):
-    data = write_domains(tmp_path / "data")
-    backbone = load("tiny", "cpu", "float32")
-    for method in ("zero-shot", "fedecider"):
-        for seed in (0, 1):
-            folder = tmp_path / "runs" / "toy" / f"{method}-seed{seed}"
-            federation.run(config(data, folder, method, seed=seed), backbone)
-    metrics, ranks = runs.metrics(tmp_path / "runs"), runs.ranks(tmp_path / "runs")
-    keys = ["dataset", "method", "seed", "domain", "protocol", "metric"]
-    assert not metrics.duplicated(keys).any()
-    assert metrics[metrics["method"] == "popularity"]["seed"].unique().tolist() == [0]
-    assert metrics["value"].between(0, 1).all() and (metrics["users"] == 6).all()
-    pairs = metrics[["protocol", "ranker"]].drop_duplicates().to_numpy().tolist()
-    assert sorted(map(tuple, pairs)) == [
-        ("catalogue", "grounding"),
-        ("catalogue", "popularity"),
-        ("sampled", "likelihood"),
-        ("sampled", "popularity"),
-    ]
-    one = metrics.query("method == 'fedecider' and seed == 1 and domain == 'games'")
-    one = one.query("protocol == 'sampled' and metric == 'hit@5'")
-    same = ranks.query("method == 'fedecider' and seed == 1 and domain == 'games'")
-    same = same.query("protocol == 'sampled'")["rank"]
-    assert one["value"].item() == pytest.approx((same <= 5).mean())
-    assert one["run"].item() == "runs/toy/fedecider-seed1"
-    configs = runs.configs(tmp_path / "runs")
-    assert len(configs) == 4 and configs["finished"].all()
-    (tmp_path / "runs" / "toy" / "fedecider-seed1" / "result.json").unlink()
-    assert runs.configs(tmp_path / "runs")["finished"].sum() == 3
-    assert set(runs.alphas(tmp_path / "runs")["seed"]) == {0}
-    shutil.move(tmp_path / "runs/toy/fedecider-seed0", tmp_path / "sweeps/toy/fedecider-seed0")
-    both = runs.ranking(tmp_path / "runs", tmp_path / "sweeps")
-    moved = ["toy/zero-shot-seed0", "toy/zero-shot-seed1"]
-    assert list(both["run"]) == [*(f"runs/{run}" for run in moved), "sweeps/toy/fedecider-seed0"]
-    assert (both["ranking_seconds"] > 0).all()
-    with pytest.raises(TypeError):
-        runs.metrics()
-    (tmp_path / "elsewhere").mkdir()
-    shutil.move(tmp_path / "sweeps", tmp_path / "elsewhere" / "big")
-    (tmp_path / "sweeps").symlink_to(tmp_path / "elsewhere" / "big")  # kept on another disk
-    assert set(runs.alphas(tmp_path / "sweeps")["run"]) == {"sweeps/toy/fedecider-seed0"}
-    alone = runs.rounds(tmp_path / "sweeps/toy/fedecider-seed0")  # a run folder itself
-    assert set(alone["run"]) == {"fedecider-seed0"}
-    result = json.loads((tmp_path / "runs/toy/zero-shot-seed0/result.json").read_text())
-    assert result["versions"]["torch"] == torch.__version__
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -206,8 +152,8 @@ def test_run_folders_from_before_the_digest_can_be_read_but_not_taken_up(tmp_pat
     digest = stored.pop("data_digest")
     path.write_text(json.dumps(stored))
     for name in runs.COLUMNS:
-        assert set(getattr(runs, name)(tmp_path / "runs")["seed"]) in ({0, 1}, set())
-    configs = runs.configs(tmp_path / "runs").set_index("seed")
+        assert set(getattr(results, name)(tmp_path / "runs")["seed"]) in ({0, 1}, set())
+    configs = results.configs(tmp_path / "runs").set_index("seed")
     assert configs["finished"].all() and configs.loc[1, "data_digest"] == digest
     with pytest.raises(ValueError, match=r"is of a run with unknown data \(data_digest = None"):
         federation.run(chosen[0], backbone)
@@ -248,31 +194,6 @@ def test_a_saved_adapter_names_the_base_as_the_hub_does(tmp_path):
         assert described["base_model_name_or_path"] == base
 
 
-def test_compare_pairs_users_and_does_not_count_seeds_as_users():
-    rows = [
-        ("toy", method, seed, "books", "sampled", "likelihood", f"u{user}", rank + user % 7)
-        for method, seed, rank in (
-            ("fedecider", 0, 1),
-            ("fedecider", 1, 1),
-            ("local", 0, 4),
-            ("local", 1, 4),
-            ("popularity", 0, 1),
-        )
-        for user in range(40)
-    ]
-    # Popularity has no ranker of its own; another ranker of the same protocol stands apart.
-    rows = [(*row[:5], "popularity", *row[6:]) if row[1] == "popularity" else row for row in rows]
-    rows += [(*row[:5], "other", row[6], 90) for row in rows if row[1] == "fedecider"]
-    found = runs.compare(pd.DataFrame(rows, columns=runs.COLUMNS["ranks"]))
-    other = found[found["ranker"] == "other"]
-    assert other["against"].tolist() == ["popularity"] and (other["difference"] < 0).all()
-    found = found[found["ranker"] == "likelihood"].set_index("against")
-    assert found.loc["local", "users"] == 40 and found.loc["local", "p"] < 0.01
-    assert found.loc["local", "difference"] > 0 and found.loc["local", "low"] > 0
-    assert found.loc["popularity", "difference"] == 0 and found.loc["popularity", "p"] == 1
-    assert runs.compare(pd.DataFrame(columns=runs.COLUMNS["ranks"])).empty
-
-
 def test_unfit_domains_are_named(tmp_path):
     write_domain(tmp_path / "books", 0)
     splits = pd.read_parquet(tmp_path / "books" / "splits.parquet")
@@ -303,6 +224,33 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         runs.write_json(path, {"bad": object()})
     assert json.loads(path.read_text()) == {"kept": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_events_are_whole_lines_and_a_torn_one_is_left_out(tmp_path):
+    events = runs.Events(tmp_path / "events.jsonl")
+    assert events.read() == []
+    events.append("start", round=0)
+    events.append("round", round=1)
+    events.append("round", round=2)
+    events.append("finished", time="now")
+    with events.path.open("a") as file:
+        file.write('{"event": "rou')
+    assert [event["event"] for event in events.read()] == ["start", "round", "round", "finished"]
+    events.keep_rounds(1)
+    assert events.read() == [{"event": "start", "round": 0}, {"event": "round", "round": 1}]
+
+
+def test_metrics_are_the_means_of_the_ranks_and_tables_have_the_columns_of_the_schema():
+    ranks = pd.DataFrame(
+        [("books", "local", "sampled", "likelihood", f"u{rank}", rank) for rank in (1, 2, 20)],
+        columns=["domain", "method", "protocol", "ranker", "user_id", "rank"],
+    )
+    metrics = runs.metrics_of(ranks)
+    assert set(metrics.columns) == {"method", *runs.COLUMNS["metrics"]}
+    assert set(ranks.columns) == {"method", *runs.COLUMNS["ranks"]}
+    value = metrics.set_index("metric")["value"]
+    assert value["hit@1"] == pytest.approx(1 / 3) and value["mrr@10"] == pytest.approx(0.5)
+    assert (metrics["users"] == 3).all()
 
 
 def test_energy_distance():
