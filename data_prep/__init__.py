@@ -1,8 +1,8 @@
 """Raw dumps in, prepared domains out. See README.md beside this file for every format.
 
 Public: prepare and what it is given and raises (Settings, FormatError, EmptyDomainError),
-FORMATS with the reader per kind, write_dumps for the generated raw files, rejections and examples
-to look at the outcome.
+FORMATS with the reader per kind (reader_of for one of them), write_dumps for the generated raw
+files, rejections and examples to look at the outcome.
 """
 
 import json
@@ -14,7 +14,7 @@ import pandas as pd
 
 from . import planted
 from .domains import EmptyDomainError, prepare_domain
-from .formats import FORMATS
+from .formats import FORMATS, reader_of
 from .planted import write_dumps
 from .reading import FormatError
 from .settings import Settings
@@ -26,6 +26,7 @@ __all__ = [
     "Settings",
     "examples",
     "prepare",
+    "reader_of",
     "rejections",
     "write_dumps",
 ]
@@ -42,12 +43,13 @@ def prepare(dataset: str, source: str | Path, out: str | Path, **settings: Any) 
     data also out/affinity.json. Returns dataset, domain, users, items, interactions, density,
     median_history, filter_rounds, duplicates, rejected_interactions, rejected_items.
     Raises FileNotFoundError (no such file, no such domain), FormatError (a file of another
-    format), EmptyDomainError (nothing left) and pydantic's ValidationError (bad settings).
+    format), EmptyDomainError (nothing left), ValueError (no such kind) and pydantic's
+    ValidationError (bad settings).
     """
     # "planted" is no data set's name: its dumps are named as the published ones.
     published = dataset in FORMATS and dataset != planted.KIND
     settings.setdefault("kind", dataset if published else "plain")
-    config = Settings(**settings)
+    reader, config = reader_of(settings["kind"]), Settings(**settings)
     source, out = Path(source), Path(out)
     folder = source
     if config.kind == planted.KIND:
@@ -65,7 +67,6 @@ def prepare(dataset: str, source: str | Path, out: str | Path, **settings: Any) 
         folder = source / dataset
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder with the raw files of {dataset}")
-    reader = FORMATS[config.kind]
     files = reader.find(folder)
     absent = [name for name in config.domains or [] if name not in files]
     if absent:

@@ -39,3 +39,10 @@ def discover() -> dict[str, RawFormat]:
 
 
 FORMATS = discover()
+
+
+def reader_of(kind: str) -> RawFormat:
+    """The reader of a kind; ValueError, naming the known kinds, for any other."""
+    if kind not in FORMATS:
+        raise ValueError(f"kind {kind!r} is unknown, expected one of {', '.join(FORMATS)}")
+    return FORMATS[kind]

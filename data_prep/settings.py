@@ -1,6 +1,6 @@
 """The settings of a preparation, validated once, written into every domain's meta.json."""
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Settings(BaseModel):
@@ -45,15 +45,6 @@ class Settings(BaseModel):
     )
     threads: int | None = Field(default=None, ge=1, description="DuckDB's threads; None: all")
     progress: bool = Field(default=True, description="show progress bars")
-
-    @field_validator("kind")
-    @classmethod
-    def _known_kind(cls, kind: str) -> str:
-        from .formats import FORMATS  # here, because the readers import this module
-
-        if kind not in FORMATS:
-            raise ValueError(f"kind {kind!r} is unknown, expected one of {', '.join(FORMATS)}")
-        return kind
 
     def recorded(self) -> dict:
         """The settings that can change the result (for meta.json): not memory, threads, bars."""

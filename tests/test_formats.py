@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from pydantic import ValidationError
 
 import data_prep
-from data_prep import FORMATS, Settings, amazon, formats, goodreads, plain, planted
+from data_prep import FORMATS, amazon, formats, goodreads, plain, planted, prepare, reader_of
 
 PACKAGE = Path(data_prep.__file__).parent
 PREPARE = """
@@ -33,11 +32,12 @@ def test_every_reader_is_found_by_its_kind():
     ]
 
 
-def test_an_unknown_kind_is_answered_with_the_known_ones():
+def test_an_unknown_kind_is_answered_with_the_known_ones(tmp_path):
     known = "kind 'netflix' is unknown, expected one of amazon, goodreads, plain, planted"
-    with pytest.raises(ValidationError, match=known):
-        Settings(kind="netflix")
-    assert [Settings(kind=kind).kind for kind in FORMATS] == list(FORMATS)
+    with pytest.raises(ValueError, match=known):
+        prepare("films", tmp_path, tmp_path / "out", kind="netflix")
+    assert not (tmp_path / "out").exists()
+    assert [reader_of(kind) for kind in FORMATS] == list(FORMATS.values())
 
 
 def test_a_format_is_one_file(tmp_path):
