@@ -8,6 +8,7 @@ results.metrics(config.folder)      # tidy pandas frame
 from fedecider import federation, results
 from fedecider.config import RunConfig
 from fedecider.direction import LowRank, canonical, combine, decompose, inner, norm, truncate
+from fedecider.federation import run
 from fedecider.methods import METHODS
 from fedecider.mixture import ClientModel, Mixture
 
@@ -24,6 +25,7 @@ __all__ = [
     "inner",
     "norm",
     "results",
+    "run",
     "truncate",
 ]
 __version__ = "0.1.0"
