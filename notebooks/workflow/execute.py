@@ -21,7 +21,7 @@ from notebooks.workflow.progress import Output, Reporter, Screen  # noqa: E402
 class ThisPython(AsyncKernelManager):
     """Kernels of the Python that runs the workflow, whatever else is installed as "python3"."""
 
-    log: Path  # takes what the process says outside its cells: start-up warnings, a crash's trace
+    process_log: Path  # takes what the process says outside its cells: start-up warnings, a crash's trace
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -42,7 +42,7 @@ class ThisPython(AsyncKernelManager):
 
     async def start_kernel(self, **options) -> None:
         """As the parent's, the process's own output going to the log."""
-        with self.log.open("wb") as log:
+        with self.process_log.open("wb") as log:
             await super().start_kernel(**{**options, "stdout": log, "stderr": log})
 
 
@@ -81,7 +81,7 @@ def _run_notebook(task: Task, results: Path, root: Path, screen: Screen) -> None
             parameters,
             cwd=notebook.parent,
             kernel_name="python3",
-            kernel_manager_class=type("Kernel", (ThisPython,), {"log": log}),
+            kernel_manager_class=type("Kernel", (ThisPython,), {"process_log": log}),
             progress_bar=False,
             stdout_file=printed,
             stderr_file=warned,
