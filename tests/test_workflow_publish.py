@@ -1,162 +1,155 @@
-"""Taking runs into the gallery: what goes in, what never does, and runs that do not fit."""
+"""The gallery: which pictures are drawn of a pack, what goes in, and the summary of its runs."""
 
-import json
 import shutil
+from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
-from toy import config, write_domains
+from nbformat.v4 import new_code_cell, new_notebook
 
-from fedecider import federation, runs
 from figures import summary
-from notebooks import gallery
-from notebooks.stages import StageError
+from notebooks.workflow import publish
+from notebooks.workflow.pipeline import WorkflowError
+
+SAMPLE = publish.ROOT / "figures/gallery/sample"
+METHODS = {  # label, family, color, order
+    "popularity": ("Popularity", "no language model", "#000000", 1),
+    "local": ("Local", "reference", "#009e73", 2),
+    "fedavg": ("FedAvg", "federated", "#0072b2", 3),
+    "flora": ("FLoRA", "federated", "#cc79a7", 4),
+    "fedecider": ("FeDecider", "federated", "#d55e00", 5),
+    "fedecider-no-both": ("– w/o both", "ablation", "#997700", 6),
+}
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory, backbone):
-    folder = tmp_path_factory.mktemp("results")
-    data = write_domains(folder / "data/toy")
-    for method in ("local", "fedecider"):
-        federation.run(config(data, folder / f"runs/toy/{method}-seed0", method), backbone)
-    settings = config(data, folder / "sweeps/toy/rank-1-fedecider-seed0", rank=1)
-    federation.run(settings, backbone)
-    (folder / "runs/toy/fedavg-seed0").mkdir()  # begun, not finished
-    return folder
+def write_picture(root: Path, name: str, **metadata) -> None:
+    """A notebook that writes a CSV and a PDF under the name of its task."""
+    parameters = 'results = ""\ndataset = ""'
+    code = (
+        "from pathlib import Path\n"
+        "Path(results, 'figures').mkdir(exist_ok=True)\n"
+        "for ending in ('csv', 'pdf'):\n"
+        f"    Path(results, 'figures', f'{name}-{{dataset}}.{{ending}}').write_text('1')"
+    )
+    tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    made = new_notebook(cells=[tagged, new_code_cell(code)], metadata={"fedecider": metadata})
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(made, root / f"notebooks/{name}.ipynb")
 
 
-def test_small_files_go_in_and_neither_users_nor_weights(results, tmp_path):
-    taken = gallery.take(results, tmp_path)
-    assert sorted(taken) == [
-        "runs/toy/fedecider-seed0",
-        "runs/toy/local-seed0",
-        "sweeps/toy/rank-1-fedecider-seed0",
-    ]
-    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {*gallery._FILES, "result.json", "ranks.parquet", "geometry.csv"}
-    assert len(list(tmp_path.rglob("geometry.csv"))) == 1  # of local alone
-    for path in tmp_path.rglob("*.parquet"):
-        assert pd.read_parquet(path)["user_id"].str.fullmatch(r"\d{5}").all()
-    assert gallery.take(results, tmp_path) == []  # nothing new
+def test_pictures_are_drawn_of_what_is_packed_and_what_is_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    results, gallery, presets = (tmp_path / name for name in ("results", "gallery", "presets"))
+    presets = tmp_path / "notebooks/presets"
+    for folder in (results, gallery, presets):
+        folder.mkdir(parents=True)
+    (presets / "small.yaml").write_text(
+        "about: x\nmodel: tiny\nmethods: [local]\nseeds: [0]\n"
+        "datasets: {goodreads: {kind: planted}, amazon: {kind: planted}}\n"
+    )
+    pd.DataFrame({"run": ["runs/goodreads/local-seed0"]}).to_parquet(gallery / "runs.parquet")
+    write_picture(tmp_path, "figure_1_runs", reads=["runs"])
+    write_picture(tmp_path, "figure_2_more", reads=["runs", "sweeps"])
+    write_picture(tmp_path, "figure_3_sweeps", reads=["sweeps"])
+    write_picture(tmp_path, "figure_4_data", reads=["runs", "data"])
+    write_picture(tmp_path, "figure_5_models", reads=["runs", "adapters"])
+
+    def drawn() -> list[str]:
+        return sorted(path.name for path in (gallery / "figures").iterdir())
+
+    # nothing of a data set that has no run, no sweeps, and neither data nor models here
+    assert publish.draw("small", results, gallery) == 2
+    assert drawn() == ["figure_1_runs-goodreads.csv", "figure_2_more-goodreads.csv"]
+    assert publish.draw("small", results, gallery) == 0
+
+    for path in ("data/goodreads/a/meta.json", "runs/goodreads/local-seed0/metrics.csv"):
+        (results / path).parent.mkdir(parents=True)
+        (results / path).write_text("1")
+    adapter = results / "runs/goodreads/local-seed0/adapters/a/adapter_config.json"
+    adapter.parent.mkdir(parents=True)
+    adapter.write_text("{}")
+    assert publish.draw("small", results, gallery) == 2
+    assert drawn()[2:] == ["figure_4_data-goodreads.csv", "figure_5_models-goodreads.csv"]
+
+    # a pack with other content: what shows runs is drawn anew
+    runs = ["runs/goodreads/local-seed0", "runs/goodreads/fedavg-seed0"]
+    pd.DataFrame({"run": runs}).to_parquet(gallery / "runs.parquet")
+    assert publish.draw("small", results, gallery) == 3
+    assert "input changed: runs.parquet" in capsys.readouterr().out
 
 
-def test_a_take_that_is_stopped_leaves_no_half_run_that_counts(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "_numbered", lambda ranks: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        gallery.take(results, tmp_path)
-    monkeypatch.undo()
-    assert runs.finished(tmp_path) == []
-    assert len(gallery.take(results, tmp_path)) == 3
-
-
-def test_tables_from_the_gallery_are_those_from_the_results(results, tmp_path):
-    gallery.take(results, tmp_path)
-    for read in (runs.metrics, runs.rounds, runs.alphas):
-        pd.testing.assert_frame_equal(read(tmp_path / "runs"), read(results / "runs"))
-    mine, theirs = (runs.compare(runs.ranks(place / "runs")) for place in (tmp_path, results))
-    pd.testing.assert_frame_equal(mine, theirs)
-    last = runs.geometry(results / "runs").query("method == 'local' and round == 2")
-    pd.testing.assert_frame_equal(runs.geometry(tmp_path / "runs"), last.reset_index(drop=True))
-
-
-def test_runs_on_other_data_are_refused_before_anything_is_written(
-    results, backbone, tmp_path, tmp_path_factory
-):
-    gallery.take(results, tmp_path)
-    other = tmp_path_factory.mktemp("other")
-    data = write_domains(other / "data/toy", ("books", "comics"))
-    federation.run(config(data, other / "runs/toy/local-seed1", "local", seed=1), backbone)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(StageError, match="ran on other data than the toy runs"):
-        gallery.take(other, tmp_path)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_run_on_other_test_users_is_refused(results, backbone, tmp_path, tmp_path_factory):
-    gallery.take(results, tmp_path)
-    other = tmp_path_factory.mktemp("other")
-    place = other / "runs/toy/local-seed1"
-    settings = config(results / "data/toy", place, "local", seed=1, test_users=3, rankers=[])
-    federation.run(settings, backbone)
-    with pytest.raises(StageError, match="ran on other data than the toy runs"):
-        gallery.take(other, tmp_path)
-
-
-def test_a_sweep_with_fewer_users_of_the_same_data_is_taken(
-    results, backbone, tmp_path, tmp_path_factory
-):
-    gallery.take(results, tmp_path)
-    fewer = tmp_path_factory.mktemp("fewer")
-    place = "sweeps/toy/train_users-3-local-seed0"
-    settings = config(results / "data/toy", fewer / place, "local", train_users=3, rankers=[])
-    federation.run(settings, backbone)
-    assert gallery.take(fewer, tmp_path) == [place]
-    again = json.loads((tmp_path / place / "config.json").read_text())
-    whole = json.loads((tmp_path / "runs/toy/local-seed0/config.json").read_text())
-    assert again["data_digest"] != whole["data_digest"]
-
-
-def test_a_changed_run_takes_the_place_of_the_older(results, tmp_path):
-    gallery.take(results, tmp_path)
-    path = tmp_path / "runs/toy/local-seed0/result.json"
-    path.write_text(json.dumps({"older": True}))
-    assert gallery.take(results, tmp_path) == ["runs/toy/local-seed0"]
-    assert path.read_bytes() == (results / "runs/toy/local-seed0/result.json").read_bytes()
-
-
-def test_the_summary_stands_between_the_marks_of_a_readme(results, tmp_path):
-    gallery.take(results, tmp_path)
+def test_the_summary_stands_between_the_marks_of_a_readme(tmp_path):
+    for path in SAMPLE.glob("*.parquet"):
+        shutil.copy(path, tmp_path)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
-    page = gallery.summarise(tmp_path, readme)
+    page = publish.summarise(tmp_path, readme)
     assert readme.read_text() == f"before\n{page}after\n" and "old" not in page
     assert (tmp_path / "summary.md").read_text() == page
     readme.write_text("no marks")
-    with pytest.raises(StageError, match="needs the lines"):
-        gallery.summarise(tmp_path, readme)
+    with pytest.raises(WorkflowError, match="needs the lines"):
+        publish.summarise(tmp_path, readme)
 
 
-def test_the_summary_s_numbers_are_those_of_the_runs(results):
-    place = results / "runs"
-    found = summary.numbers(runs.metrics(place), runs.rounds(place), "toy").set_index("method")
-    assert list(found.index) == ["popularity", "local", "fedecider"]
-    metrics = pd.read_csv(place / "toy/fedecider-seed0/metrics.csv")
-    rows = metrics.query("method == 'fedecider' and metric == 'ndcg@10' and ranker == 'likelihood'")
-    assert found.loc["fedecider", "likelihood"] == pytest.approx(100 * rows["value"].mean())
-    rounds = pd.read_csv(place / "toy/fedecider-seed0/rounds.csv")
-    least = rounds.groupby("client")["valid_loss"].min().mean()
-    assert found.loc["fedecider", "loss"] == pytest.approx(least)
-    assert pd.isna(found.loc["popularity", "loss"]) and pd.isna(found.loc["local", "loss_sd"])
+def frame(rows: list[dict]) -> pd.DataFrame:
+    """Rows of a results frame, with what the methods are called."""
+    return pd.DataFrame(
+        row | dict(zip(("label", "family", "color", "order"), METHODS[row["method"]], strict=True))
+        for row in rows
+    )
+
+
+def metrics(values: dict[str, float]) -> pd.DataFrame:
+    """NDCG@10 of methods on one data set, sampled protocol."""
+    fixed = {"dataset": "toy", "seed": 0, "domain": "a", "protocol": "sampled"}
+    fixed |= {"ranker": "likelihood", "metric": "ndcg@10", "users": 5, "run": "r"}
+    return frame([{**fixed, "method": name, "value": value} for name, value in values.items()])
+
+
+def test_the_summary_s_numbers_are_those_of_the_frames():
+    scores = metrics({"popularity": 0.2, "local": 0.3, "fedecider": 0.4})
+    fixed = {"dataset": "toy", "seed": 0, "client": "a", "run": "r"}
+    losses = {("local", 1): 3.0, ("local", 2): 2.5, ("fedecider", 1): 2.25, ("fedecider", 2): 2.75}
+    rounds = frame(
+        [
+            {**fixed, "method": method, "round": number, "valid_loss": loss}
+            for (method, number), loss in losses.items()
+        ]
+    )
+    numbers = summary.numbers(scores, rounds, "toy").set_index("method")
+    assert list(numbers.index) == ["popularity", "local", "fedecider"]
+    assert numbers.loc["fedecider", "sampled likelihood"] == pytest.approx(40)
+    assert numbers.loc["fedecider", "loss"] == 2.25 and numbers.loc["local", "loss"] == 2.5
+    assert pd.isna(numbers.loc["popularity", "loss"]) and pd.isna(numbers.loc["local", "loss_sd"])
 
 
 def test_the_summary_names_the_best_other_federated_method_and_marks_the_best_values():
-    rows = [
-        ("toy", method, 0, "a", "sampled", "likelihood", "ndcg@10", value, 5, "r")
-        for method, value in (("local", 0.3), ("fedavg", 0.2), ("flora", 0.25), ("fedecider", 0.4))
-    ]
-    metrics = pd.DataFrame(rows, columns=runs.COLUMNS["metrics"])
-    rounds = pd.DataFrame(columns=runs.COLUMNS["rounds"]).astype({"valid_loss": float})
+    scores = metrics(
+        {"local": 0.35, "fedavg": 0.2, "flora": 0.25, "fedecider": 0.4, "fedecider-no-both": 0.39}
+    )
+    fixed = {"dataset": "toy", "seed": 0, "client": "a", "run": "r", "round": 1}
+    rounds = frame([{**fixed, "method": "fedecider", "valid_loss": 2.0}]).iloc[:0]
     compared = pd.DataFrame(
         [
             ("toy", "sampled", "likelihood", "fedecider", other, "ndcg@10", 5, 0.1, -0.2, 0.3, 0.04)
-            for other in ("local", "fedavg", "flora")
+            for other in ("local", "fedavg", "flora", "fedecider-no-both")
         ],
         columns=["dataset", "protocol", "ranker", "method", "against", "metric", "users"]
         + ["difference", "low", "high", "p"],
     )
-    page = summary.page(metrics, rounds, compared)
-    assert "| FeDecider | 1 | – | – | – | **40.0** |" in page
+    page = summary.page(scores, rounds, compared)
+    assert "| **40.0** |" in page
     assert "best federated: FLoRA | 5 | +10.0 | \N{MINUS SIGN}20.0 to +30.0 | 0.04 |" in page
     assert "best federated: FedAvg" not in page and "| Local | 5 |" in page
-    empty = summary.page(metrics.iloc[:0], rounds, compared.iloc[:0])
-    assert "No finished run." in empty
+    assert "No finished run." in summary.page(scores.iloc[:0], rounds, compared.iloc[:0])
 
 
 def test_the_readme_holds_the_gallery_s_own_summary(tmp_path):
     """Numbers in the README are those of the published runs, not somebody's."""
-    sample = gallery.ROOT / "figures/gallery/sample"
-    shutil.copytree(sample / "runs", tmp_path / "runs")
-    page = gallery.summarise(tmp_path)
-    text = (gallery.ROOT / "README.md").read_text()
+    for path in SAMPLE.glob("*.parquet"):
+        shutil.copy(path, tmp_path)
+    page = publish.summarise(tmp_path)
+    text = (publish.ROOT / "README.md").read_text()
     start, stop = text.index(summary.BEGIN), text.index(summary.END) + len(summary.END)
     assert text[start:stop] == page.strip()

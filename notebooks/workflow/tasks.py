@@ -91,9 +91,11 @@ class _Plan:
     pictures: list[Picture]
 
     def refuse_unknown_names(self) -> None:
-        """Methods and pictures that there are not."""
+        """Formats, methods and pictures that there are not."""
         preset, entries = self.preset, self.preset.datasets.values()
         search, sweeps = preset.search, preset.sweeps
+        for entry in entries:
+            refuse_unknown(entry.kind, {*data_prep.FORMATS, "planted"}, "kind: no format")
         methods = [preset.methods, *(entry.methods or [] for entry in entries)]
         methods += [search.tries if search else [], *(sweeps.methods.values() if sweeps else [])]
         for method in itertools.chain(*methods):
@@ -217,7 +219,7 @@ class _Plan:
         """A task that trains: it depends on the data, the model, and its method's own file."""
         chosen = [parameters["chosen"]] if "chosen" in parameters else []
         return Task(
-            name="-".join([notebook, *folder.removeprefix("runs/").split("/")[-3:]]),
+            name=f"{notebook}-{re.sub('^(runs|search)/', '', folder).replace('/', '-')}",
             entry=f"notebooks/{notebook}.ipynb",
             parameters={"dataset": dataset, "method": method, **parameters},
             where=self.where,
