@@ -124,7 +124,10 @@ def test_digests_ignore_comments_docstrings_and_layout_but_no_code(root):
     after = code_digest(root, "notebooks/demo.ipynb")
     assert {name for name in after if after[name] != before[name]} == {"fedecider/runs.py"}
     edit(root / "requirements.lock", "torch==1", "torch==2")
-    assert code_digest(root, "notebooks/demo.ipynb")["requirements.lock"] != before["requirements.lock"]
+    assert (
+        code_digest(root, "notebooks/demo.ipynb")["requirements.lock"]
+        != before["requirements.lock"]
+    )
 
 
 def test_a_package_list_counts_only_by_what_it_defines(root):

@@ -10,6 +10,7 @@ from nbformat.v4 import new_notebook
 import data_prep
 from fedecider.methods import METHODS
 from notebooks.workflow import __main__ as command
+from notebooks.workflow.code_digest import code_digest
 from notebooks.workflow.pipeline import Task, WorkflowError
 from notebooks.workflow.preset import Dataset, Preset, complete, load
 from notebooks.workflow.tasks import pictures, tasks
@@ -48,7 +49,9 @@ def test_a_preset_that_is_unfit_is_one_sentence(tmp_path, text, message):
 
 
 def test_an_unknown_preset_lists_the_known():
-    with pytest.raises(WorkflowError, match="no preset 'demmo': it is one of demo, paper, planted, s"):
+    with pytest.raises(
+        WorkflowError, match="no preset 'demmo': it is one of demo, paper, planted,"
+    ):
         load("demmo", ROOT)
 
 
@@ -186,9 +189,7 @@ def test_a_third_data_set_is_prepared_and_shown_under_its_own_name(tmp_path):
 )
 def test_a_third_data_set_that_is_unfit_is_one_sentence(tmp_path, datasets, message, capsys):
     path = tmp_path / "mine.yaml"
-    path.write_text(
-        f"about: x\nmodel: tiny\nmethods: [local]\nseeds: [0]\ndatasets: {datasets}\n"
-    )
+    path.write_text(f"about: x\nmodel: tiny\nmethods: [local]\nseeds: [0]\ndatasets: {datasets}\n")
     results = tmp_path / "results"
     assert command.main(["--preset", str(path), "--results", str(results)]) == 1
     [line] = capsys.readouterr().err.splitlines()
@@ -196,7 +197,7 @@ def test_a_third_data_set_that_is_unfit_is_one_sentence(tmp_path, datasets, mess
 
 
 def test_data_for_a_preset_that_makes_its_own_is_refused(tmp_path):
-    with pytest.raises(WorkflowError, match="makes its own goodreads data and cannot use GOODREADS"):
+    with pytest.raises(WorkflowError, match="makes its own goodreads data and cannot use GOOD"):
         complete(preset(), "tiny", ROOT, {"goodreads": str(tmp_path)})
 
 
@@ -259,7 +260,9 @@ def test_pictures_are_found_by_their_metadata_main_tables_first(tmp_path):
     write("table_2_goodreads", reads=["runs"], serves="goodreads")
     names = ["table_2_goodreads", "figure_2_noise", "figure_10_new", "table_9_cost"]
     assert [picture.notebook for picture in pictures(tmp_path)] == names
-    few = preset(shown=["figure_10"], parameters={}, datasets={"goodreads": Dataset(kind="planted")})
+    few = preset(
+        shown=["figure_10"], parameters={}, datasets={"goodreads": Dataset(kind="planted")}
+    )
     drawn = [task.name for task in tasks(few, tmp_path / "results", tmp_path) if task.in_report]
     assert drawn == ["table_2_goodreads", "figure_10_new-goodreads"]
     write("figure_3_wrong", reeds=["runs"])
@@ -283,3 +286,16 @@ def test_a_picture_s_metadata_say_what_it_waits_for_and_takes(tmp_path):
             assert f"{task.outputs[-1].split('/')[0]}" in ("figures", "tables")
             variants = [variant.items() <= task.parameters.items() for variant in picture.variants]
             assert sum(variants) == 1
+
+
+def test_a_run_does_not_depend_on_the_other_methods_files():
+    todo = tasks(preset(), ROOT / "results/tiny", ROOT)
+    codes = {
+        task.parameters["method"]: code_digest(ROOT, task.entry, task.modules, task.packages)
+        for task in todo
+        if task.name.startswith("02_run-goodreads")
+    }
+    assert "fedecider/methods/fedavg.py" in codes["fedavg"]
+    assert "fedecider/methods/fedavg.py" not in codes["fedecider"]
+    assert "fedecider/federation.py" in codes["fedecider"]
+    assert not any(name.startswith(("figures/", "data_prep/")) for name in codes["fedecider"])

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -21,7 +22,9 @@ from notebooks.workflow.progress import Output, Reporter, Screen  # noqa: E402
 class ThisPython(AsyncKernelManager):
     """Kernels of the Python that runs the workflow, whatever else is installed as "python3"."""
 
-    process_log: Path  # takes what the process says outside its cells: start-up warnings, a crash's trace
+    process_log: (
+        Path  # takes what the process says outside its cells: start-up warnings, a crash's trace
+    )
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -54,13 +57,13 @@ def bring_up_to_date(
     ``root`` is the repository: notebooks lie in root/notebooks and run there. Raises WorkflowError,
     with the reason in one or two lines, at the first task that fails.
     """
-    screen = Screen(stream or sys.stdout)
+    started, screen = time.monotonic(), Screen(stream or sys.stdout)
     pipeline = Pipeline(tasks, root, lambda task: _run_notebook(task, results, root, screen))
     reporter = Reporter(pipeline, screen)
     with pipeline.open(results):
         if not pipeline.run(reporter):
             raise WorkflowError(reporter.failure)
-    return reporter.ran, screen.estimate.gone()
+    return reporter.ran, time.monotonic() - started
 
 
 def _run_notebook(task: Task, results: Path, root: Path, screen: Screen) -> None:

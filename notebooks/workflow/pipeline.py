@@ -1,7 +1,7 @@
 """Tasks on one results folder, run by doit: what is stale, why, and only that again.
 
-Every task becomes two of doit's. ``begin:<task>`` depends on parameters, input files and code (the
-key); when one changed, it clears what the task had made and forgets that it was done. ``<task>`` has
+Every task becomes two of doit's. ``begin:<task>`` depends on parameters, input files and code, the
+key; when one changed, it clears what the task had made and forgets that it was done. ``<task>`` has
 the outputs as targets. So what was stopped half-way goes on if nothing changed, and results of two
 keys never mix. doit's records lie in ``<results>/.doit.db``, on disk after each task.
 """

@@ -35,11 +35,9 @@ class Estimate:
         self.current, self.begun = "", 0.0
 
     def begin(self, name: str) -> None:
-        """A task starts now."""
         self.current, self.begun = name, time.monotonic()
 
     def end(self) -> float:
-        """Seconds that the current task took."""
         took = time.monotonic() - self.begun
         self.took += took
         self.planned += self.expected.pop(self.current, took)
@@ -47,18 +45,13 @@ class Estimate:
         return took
 
     def left(self) -> float:
-        """Seconds until everything is done."""
         pace = self.took / self.planned
         # A task that outlives its expectation still has something to do.
         share = 0.9 * self.expected.get(self.current, 0.0)
         return pace * sum(self.expected.values()) - min(time.monotonic() - self.begun, pace * share)
 
-    def gone(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.started
-
     def __str__(self) -> str:
-        return f"{clock(self.gone())} so far, about {clock(self.left())} left"
+        return f"{clock(time.monotonic() - self.started)} so far, about {clock(self.left())} left"
 
 
 class Screen:
@@ -69,7 +62,6 @@ class Screen:
         self.clear = "\r\x1b[K" if stream.isatty() else ""
 
     def line(self, text: str) -> None:
-        """A line that stays."""
         print(f"{self.clear}{text}", file=self.stream, flush=True)
 
     def status(self, text: str) -> None:
@@ -94,7 +86,6 @@ class Output:
         self.show, self.screen, self.rest = screen.status if passing else screen.line, screen, ""
 
     def write(self, text: str) -> int:
-        """Take the next piece, cut anywhere."""
         *lines, self.rest = re.split(r"\r?\n", self.rest + text)
         for line in lines:
             if last := line.rstrip("\r").rpartition("\r")[2].rstrip():
@@ -115,12 +106,9 @@ class Reporter(ZeroReporter):
         super().__init__(screen.stream, {})
         self.pipeline, self.screen, self.failure = pipeline, screen, ""
         self.reasons: dict[str, str | None] = {}
-        width, total = len(str(len(pipeline.tasks))), len(pipeline.tasks)
-        self.heads = {
-            name: f"[{number:{width}}/{total}] {name}"
-            for number, name in enumerate(pipeline.tasks, 1)
-        }
-        self.ran = 0
+        total, self.ran = str(len(pipeline.tasks)), 0
+        numbered = enumerate(pipeline.tasks, 1)
+        self.heads = {name: f"[{i:{len(total)}}/{total}] {name}" for i, name in numbered}
 
     def initialize(self, tasks: dict[str, DoitTask], selected: list[str]) -> None:
         """Expect every task that is stale, or reads what a stale one writes."""
@@ -137,7 +125,6 @@ class Reporter(ZeroReporter):
             self.reasons[name] = self.pipeline.stale_reason(name)
 
     def execute_task(self, task: DoitTask) -> None:
-        """The task runs."""
         if task.name in self.heads:
             head, reason = self.heads[task.name], self.reasons[task.name]
             self.screen.line(f"{head}: {reason}   [{self.screen.estimate}]")
@@ -145,13 +132,11 @@ class Reporter(ZeroReporter):
             self.screen.estimate.begin(task.name)
 
     def add_success(self, task: DoitTask) -> None:
-        """The task ran to its end."""
         if task.name in self.heads:
             self.screen.line(f"    done in {clock(self.screen.estimate.end())}")
             self.ran += 1
 
     def skip_uptodate(self, task: DoitTask) -> None:
-        """The task is up to date."""
         if task.name in self.heads:
             self.screen.estimate.expected.pop(task.name, None)
             self.screen.line(f"{self.heads[task.name]}: up to date")
