@@ -1,5 +1,5 @@
 # make reproduce   raw dumps -> domains -> federations -> figures, tables and a report
-# make test        ruff and every test, notebooks included
+# make test        ruff, mypy and every test, notebooks included
 # make lab         JupyterLab on the notebooks
 # make bench       this package against stock tools, as ratios inside one run
 #
@@ -25,20 +25,21 @@ BIN := .venv/bin
 
 # Values are quoted for the shell, so folders may have spaces in their names.
 reproduce: .venv/.ready
-	@$(BIN)/python -m notebooks.reproduce --preset '$(PRESET)' --results '$(RESULTS)' \
+	@$(BIN)/python -m notebooks.workflow --preset '$(PRESET)' --results '$(RESULTS)' \
 		$(if $(GOODREADS),--goodreads '$(GOODREADS)') $(if $(AMAZON),--amazon '$(AMAZON)') \
 		$(if $(MODEL),--model '$(MODEL)')
 
 test: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy fedecider
 	$(BIN)/python -m pytest
 
 lab: .venv/.ready
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 bench: .venv/.ready
-	@$(BIN)/python -m notebooks.bench
+	@$(BIN)/python -m notebooks.benchmark
 
 setup: .venv/.ready
 

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from notebooks.bench import __main__ as command
+from notebooks.bench import parts, peer, timing
 
 import data_prep
 from fedecider.gram import gram
 from figures import benchmark
-from notebooks.bench import __main__ as command
-from notebooks.bench import parts, peer, timing
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,22 @@ import pandas as pd
 import pytest
 import yaml
 
-from notebooks import plan, report, reproduce, stages
+from notebooks.workflow import __main__ as command
+from notebooks.workflow import report
+from notebooks.workflow.execute import bring_up_to_date
+from notebooks.workflow.pipeline import Pipeline, Task
+from notebooks.workflow.preset import complete, load
+from notebooks.workflow.tasks import pictures, tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LONGEST = 120  # lines of code in a notebook
 
 EXPECTED = {
-    "prepare_goodreads",
-    "prepare_amazon",
-    "run_federation",
+    "01_prepare",
+    "02_run",
+    "03_search",
+    "benchmark",
     "figure_1_local_vs_fedavg",
     "figure_2_scale_noise",
     "figure_3_overview",
@@ -33,7 +39,6 @@ EXPECTED = {
     "figure_5_alpha_convergence",
     "figure_6_sensitivity",
     "figure_7_quality_vs_bytes",
-    "search_settings",
     "table_1_datasets",
     "table_2_goodreads",
     "table_3_amazon",
@@ -43,12 +48,22 @@ EXPECTED = {
     "table_7_backbones",
     "table_8_theory",
     "table_9_cost",
-    "benchmark",
 }
+
+
+def notebook(task: Task) -> str | None:
+    """Name of the task's notebook; None for the report."""
+    return Path(task.entry).stem if task.entry.endswith(".ipynb") else None
 
 
 def test_all_notebooks_are_here():
     assert {path.stem for path in NOTEBOOKS} >= EXPECTED
+
+
+def test_every_figure_and_table_says_what_it_reads():
+    drawn = {path.stem for path in NOTEBOOKS if path.stem.startswith(("figure_", "table_"))}
+    assert {picture.notebook for picture in pictures(ROOT)} == drawn
+    assert all(picture.reads for picture in pictures(ROOT))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -74,11 +89,11 @@ def test_form(path):
 
 def drive(results: Path, root: Path = ROOT) -> SimpleNamespace:
     """What `make reproduce PRESET=tiny` does, with the lines that the user sees."""
-    preset = plan.given(plan.load("tiny", root), "tiny", root)
-    todo = plan.stages(preset, results, root)
-    todo.append(report.stage("tiny", preset, todo, results))
+    preset = complete(load("tiny", root), "tiny", root)
+    todo = tasks(preset, results, root)
+    todo.append(report.task("tiny", preset, todo))
     stream = io.StringIO()
-    ran, _ = reproduce.bring_up_to_date(todo, results, root, stream)
+    ran, _ = bring_up_to_date(todo, results, root, stream)
     return SimpleNamespace(ran=ran, todo=todo, lines=stream.getvalue().splitlines())
 
 
@@ -96,16 +111,18 @@ def tiny(tmp_path_factory) -> SimpleNamespace:
 
 def test_every_notebook_runs(tiny):
     assert tiny.ran == len(tiny.todo)
-    run = {stage.notebook for stage in tiny.todo} - {None}
+    run = {notebook(task) for task in tiny.todo} - {None}
     assert run == {path.stem for path in NOTEBOOKS} - {"benchmark"}  # see test_bench.py
-    for stage in tiny.todo:
-        stamp = stages.read(stages.stamp_path(stage, tiny.results))
-        assert stamp["outputs"] and stamp["seconds"] > 0
-        if stage.notebook:
-            executed = nbformat.read(
-                tiny.results / "notebooks" / f"{stage.name}.ipynb", as_version=4
-            )
-            assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
+    pipeline = Pipeline(tiny.todo, ROOT, print)
+    with pipeline.open(tiny.results):
+        for task in tiny.todo:
+            record = pipeline.records.get_values(task.name)
+            assert record["outputs"] and record["seconds"] > 0
+    for task in tiny.todo:
+        if notebook(task):
+            executed = tiny.results / "notebooks" / f"{task.name}.ipynb"
+            cells = nbformat.read(executed, as_version=4).cells
+            assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
 
 
 def test_the_files_that_a_user_looks_for_are_there(tiny):
@@ -130,16 +147,18 @@ def test_the_files_that_a_user_looks_for_are_there(tiny):
         "fedecider-seed0",
         "local-seed0",
         "lora-sim-seed0",
+        "popularity-seed0",
         "zero-shot-seed0",
     ]
     assert names("search/goodreads/fedecider", "chosen.json")
     chosen = json.loads((tiny.results / "search/goodreads/fedecider/chosen.json").read_text())
     ran = json.loads((tiny.results / "runs/goodreads/fedecider-seed0/config.json").read_text())
-    assert ran["alpha_lr"] == chosen["settings"]["alpha_lr"]
+    assert ran["direction"]["alpha_lr"] == chosen["settings"]["alpha_lr"]
     swept = json.loads(
         (tiny.results / "sweeps/goodreads/alpha_init-0.1-fedecider-seed0/config.json").read_text()
     )
-    assert swept["alpha_init"] == 0.1 and swept["alpha_lr"] == ran["alpha_lr"]
+    assert swept["direction"]["alpha_init"] == 0.1
+    assert swept["direction"]["alpha_lr"] == ran["direction"]["alpha_lr"]
 
 
 def test_every_number_of_a_table_is_traceable_to_a_run(tiny):
@@ -175,9 +194,9 @@ def test_table_files_hold_all_six_metrics_and_the_report_shows_four(tiny):
 
 
 def test_metrics_are_shares_for_every_domain_method_and_protocol(tiny):
-    from fedecider import runs
+    from fedecider import results
 
-    metrics = runs.metrics(tiny.results / "runs")
+    metrics = results.metrics(tiny.results / "runs")
     assert metrics["value"].between(0, 1).all()
     mine = metrics[metrics["dataset"] == "goodreads"]
     assert set(mine["protocol"]) == {"catalogue", "sampled"}
@@ -188,11 +207,11 @@ def test_metrics_are_shares_for_every_domain_method_and_protocol(tiny):
 
 def test_the_report_has_every_figure_and_table(tiny):
     page = (tiny.results / "report.html").read_text()
-    shown = [stage for stage in tiny.todo if stage.in_report]
-    figures = [stage for stage in shown if stage.notebook.startswith("figure")]
+    shown = [task for task in tiny.todo if task.in_report]
+    figures = [task for task in shown if task.name.startswith("figure")]
     assert page.count("data:image/png;base64,") >= len(figures)
-    for stage in shown:
-        assert f'href="#{stage.name}"' in page and f'id="{stage.name}"' in page
+    for task in shown:
+        assert f'href="#{task.name}"' in page and f'id="{task.name}"' in page
     for file in re.findall(r'href="((?:figures|tables)/[^"]+)"', page):
         assert (tiny.results / file).is_file()
     assert page.count("<table") >= 4
@@ -224,7 +243,7 @@ def test_the_report_renders_in_a_browser(tiny, tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         title = html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1])
         found = json.loads(title)
-        figures = [s for s in tiny.todo if s.in_report and s.notebook.startswith("figure")]
+        figures = [s for s in tiny.todo if s.in_report and s.name.startswith("figure")]
         assert found["pictures"] >= len(figures)
         assert found["broken"] == found["unnamed"] == 0
         assert found["beyond"] <= 0
@@ -256,19 +275,18 @@ def test_a_third_data_set_goes_all_the_way_under_its_own_name(tmp_path, monkeypa
     """The preset in data_prep/README.md, with made-up tables and the tiny model."""
     monkeypatch.setenv("FEDECIDER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    few = [one for one in plan._FIGURES if one.notebook[:8] in ("figure_1", "figure_4")]
-    monkeypatch.setattr(plan, "_FIGURES", few[1:])  # a test need not draw all
     readme = (ROOT / "data_prep/README.md").read_text()
     content = yaml.safe_load(re.search(r"```yaml\n(.+?)```", readme, re.DOTALL)[1])
     assert set(content["datasets"]) == {"library"}
-    small = plan.load("tiny", ROOT)
+    small = load("tiny", ROOT)
     content["datasets"]["library"]["source"] = str(own_tables(tmp_path / "tables"))
-    content |= {"backbone": "tiny", "methods": ["fedecider"], "federation": small.federation}
+    content |= {"model": "tiny", "methods": ["fedecider"], "federation": small.federation}
     content["prepare"] = {"item_core": 1, "negatives": 5}
+    content["shown"] = ["figure_1", "figure_4"]  # a test need not draw all
     (tmp_path / "library.yaml").write_text(yaml.safe_dump(content))
     results = tmp_path / "results"
     arguments = ["--preset", str(tmp_path / "library.yaml"), "--results", str(results)]
-    assert reproduce.main(arguments) == 0
+    assert command.main(arguments) == 0
 
     for domain in ("adults", "children"):
         assert (results / "data/library" / domain / "meta.json").is_file()
@@ -278,6 +296,7 @@ def test_a_third_data_set_goes_all_the_way_under_its_own_name(tmp_path, monkeypa
         assert re.search("library", text, re.IGNORECASE) and "oodreads" not in text
     figures = {path.stem for path in (results / "figures").glob("*.png")}
     assert figures == {
+        "figure_1_local_vs_fedavg-library-catalogue",
         "figure_1_local_vs_fedavg-library-sampled",
         "figure_4_alpha_heatmap-library",
     }
@@ -292,11 +311,11 @@ def test_a_third_data_set_goes_all_the_way_under_its_own_name(tmp_path, monkeypa
     assert headings and not any("oodreads" in line or "mazon" in line for line in headings)
     page = (results / "report.html").read_text()
     titles = re.findall(r"<h[1-3].*?</h[1-3]>", page, re.DOTALL)
-    assert sum("(Library" in title for title in titles) == 3  # a table and two figures
+    assert sum("(Library" in title for title in titles) == 4  # a table and three figures
     assert not any("oodreads" in title or "mazon" in title for title in titles)
 
 
-def test_an_edited_module_runs_only_the_stages_that_call_it(tiny, tmp_path):
+def test_an_edited_module_runs_only_the_tasks_that_call_it(tiny, tmp_path):
     """In a copy of the repository: the results are the originals', the edited code is not."""
     copy = tmp_path / "copy"
     for folder in ("fedecider", "data_prep", "figures", "notebooks"):
@@ -313,26 +332,27 @@ def test_an_edited_module_runs_only_the_stages_that_call_it(tiny, tmp_path):
         path = copy / module
         before = path.read_text()
         path.write_text(before + code)
-        reasons = {
-            stage.notebook: reason
-            for stage in tiny.todo
-            if stage.notebook
-            and (reason := stages.why(stage, results, stages.key(stage, results, copy)))
-        }
+        pipeline = Pipeline(tiny.todo, copy, print)
+        with pipeline.open(results):
+            reasons = {
+                notebook(task): reason
+                for task in tiny.todo
+                if notebook(task) and (reason := pipeline.stale_reason(task.name))
+            }
         path.write_text(before)
         assert set(reasons.values()) <= {f"code changed: {module}"}
         return set(reasons)
 
     assert stale("figures/figure_5.py", "\n# a comment\n") == set()
     assert stale("figures/figure_5.py", "\nNEW = 1\n") == {"figure_5_alpha_convergence"}
-    assert stale("data_prep/settings.py", "\nNEW = 1\n") == {"prepare_goodreads", "prepare_amazon"}
-    trained = {"run_federation", "search_settings"}
-    assert stale("fedecider/federation.py", "\nNEW = 1\n") == trained
+    assert stale("data_prep/settings.py", "\nNEW = 1\n") == {"01_prepare"}
+    assert stale("fedecider/federation.py", "\nNEW = 1\n") == {"02_run", "03_search"}
+    assert stale("fedecider/rankers/grounding.py", "\nNEW = 1\n") >= {"02_run"}
 
     with (copy / "figures/figure_5.py").open("a") as module:
         module.write("\nNEW = 1\n")
     again = drive(results, copy)
-    # unkeyed: where the results lie; nothing else differs
+    # where the results lie is no parameter; nothing else differs
     ran = [line for line in again.lines if line.startswith("[") and "up to date" not in line]
     assert again.ran == len(ran) == 3
     assert all("figure_5" in line or "report" in line for line in ran)

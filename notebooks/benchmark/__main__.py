@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import yaml
-
 from notebooks.reproduce import ROOT, bring_up_to_date
 from notebooks.stages import Stage, StageError
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from notebooks.bench import parts
 
 from fedecider import trie
 from fedecider.cache import Prompts
@@ -21,7 +22,6 @@ from fedecider.memory import forget_peak, peak
 from fedecider.methods import METHODS
 from fedecider.mixture import initial_alpha
 from fedecider.ranking import embed_titles, grounding_ranks
-from notebooks.bench import parts
 
 
 def clients(count: int, *place: str) -> dict:

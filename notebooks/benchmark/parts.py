@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from notebooks.bench import peer, timing
 from tqdm import tqdm
 
 from fedecider import RunConfig, backbone, ranking, trie, wire
@@ -31,7 +32,6 @@ from fedecider.methods import METHODS
 from fedecider.metrics import per_user, rank_of
 from fedecider.sequences import make_form
 from fedecider.trunk import Trunk
-from notebooks.bench import peer, timing
 
 ROOT = Path(__file__).resolve().parents[2]
 

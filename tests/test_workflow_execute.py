@@ -1,4 +1,4 @@
-"""The driver on toy notebooks: order, skipping, resuming, messages."""
+"""The pipeline on toy notebooks: order, skipping, resuming, messages."""
 
 import fcntl
 import functools
@@ -13,10 +13,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from test_plan import preset
 
-from notebooks import plan, reproduce, stages
-from notebooks.stages import Stage, StageError
+from notebooks.workflow.execute import bring_up_to_date
+from notebooks.workflow.pipeline import Task, WorkflowError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +34,7 @@ def write_notebook(root: Path, name: str, parameters: str, *cells: str) -> None:
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> tuple[Path, list[Stage]]:
+def toy(tmp_path: Path) -> tuple[Path, list[Task]]:
     """Two notebooks, the second reading what the first writes."""
     write_notebook(
         tmp_path,
@@ -55,23 +54,23 @@ def toy(tmp_path: Path) -> tuple[Path, list[Stage]]:
         "Path(results, 'figures').mkdir(exist_ok=True)\n"
         "Path(results, 'figures/one.txt').write_text(f'{number} {sys.executable} {os.getcwd()}')",
     )
-    return tmp_path, toy_stages(number=1)
+    return tmp_path, toy_tasks(number=1)
 
 
-def toy_stages(number: int) -> list[Stage]:
+def toy_tasks(number: int) -> list[Task]:
     where = {"results": "../results"}
     return [
-        Stage(
+        Task(
             "source",
-            notebook="source",
+            "notebooks/source.ipynb",
             parameters={"number": number},
-            unkeyed=where,
+            where=where,
             outputs=("data/number.txt",),
         ),
-        Stage(
+        Task(
             "picture",
-            notebook="picture",
-            unkeyed=where,
+            "notebooks/picture.ipynb",
+            where=where,
             inputs=("data/*",),
             outputs=("figures/one.txt",),
             needs=("source",),
@@ -79,10 +78,10 @@ def toy_stages(number: int) -> list[Stage]:
     ]
 
 
-def run(root: Path, todo: list[Stage]) -> tuple[int, list[str]]:
-    """How many stages ran, and the lines that the user saw."""
+def run(root: Path, todo: list[Task]) -> tuple[int, list[str]]:
+    """How many tasks ran, and the lines that the user saw."""
     stream = io.StringIO()
-    ran, _ = reproduce.bring_up_to_date(todo, root / "results", root, stream)
+    ran, _ = bring_up_to_date(todo, root / "results", root, stream)
     return ran, stream.getvalue().splitlines()
 
 
@@ -100,12 +99,12 @@ def test_only_what_changed_runs_again(toy):
     assert run(root, todo) == (0, ["[1/2] source: up to date", "[2/2] picture: up to date"])
 
     # another parameter with the same result: the reader of the result is not run again
-    ran, lines = run(root, toy_stages(number=11))
+    ran, lines = run(root, toy_tasks(number=11))
     assert ran == 1
     assert lines[0].startswith("[1/2] source: parameter changed: number")
     assert lines[-1] == "[2/2] picture: up to date"
 
-    ran, lines = run(root, toy_stages(number=2))
+    ran, lines = run(root, toy_tasks(number=2))
     assert ran == 2
     assert any("[2/2] picture: input changed: data/number.txt" in line for line in lines)
 
@@ -113,27 +112,28 @@ def test_only_what_changed_runs_again(toy):
 def test_a_failure_names_the_error_and_the_notebook_and_is_tried_again(toy):
     root, todo = toy
     write_notebook(root, "source", "results = 0\nnumber = 1", "raise ValueError('no such\\nlake')")
-    with pytest.raises(StageError) as caught:
+    with pytest.raises(WorkflowError) as caught:
         run(root, todo)
     assert str(caught.value) == (
         "source failed: ValueError: no such ... lake\n"
         f"the notebook: {root}/results/notebooks/source.ipynb"
     )
-    assert not (root / "results/stages/source.json").exists()
     assert not (root / "results/figures").exists()
+    with pytest.raises(WorkflowError, match="source failed"):  # nothing says that it was done
+        run(root, todo)
 
 
 def test_a_kernel_that_dies_is_a_sentence(toy):
     root, todo = toy
     write_notebook(root, "source", "results = 0\nnumber = 1", "import os\nos._exit(1)")
-    with pytest.raises(StageError, match="its process died"):
+    with pytest.raises(WorkflowError, match="its process died"):
         run(root, todo)
 
 
 def test_a_parameter_that_the_notebook_does_not_have_is_refused(toy):
     root, todo = toy
     write_notebook(root, "source", "results = 0", "number = 1")
-    with pytest.raises(StageError, match=r"source\.ipynb has no parameter 'number'"):
+    with pytest.raises(WorkflowError, match=r"source\.ipynb has no parameter 'number'"):
         run(root, todo)
 
 
@@ -142,72 +142,93 @@ def test_two_drivers_do_not_share_a_folder(toy):
     (root / "results").mkdir()
     with (root / "results/.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(StageError, match="another make reproduce is at work"):
+        with pytest.raises(WorkflowError, match="another make reproduce is at work"):
             run(root, todo)
 
 
 _DRIVE = """
 import sys
 from pathlib import Path
-from notebooks import reproduce
-from notebooks.stages import Stage
+from notebooks.workflow import __main__ as command
+from notebooks.workflow.execute import bring_up_to_date
+from notebooks.workflow.pipeline import Task
 
 root = Path(sys.argv[1])
-stage = Stage("slow", notebook="slow", unkeyed={"results": "../results"},
-              outputs=("run/done",), clears=("run",))
-reproduce._run = lambda _: reproduce.bring_up_to_date([stage], root / "results", root) and 0
-sys.exit(reproduce.main([]))
+task = Task("slow", "notebooks/slow.ipynb", where={"results": "../results"},
+            parameters={"number": int(sys.argv[2])}, outputs=("run/done",), clears=("run",))
+command._run = lambda _: bring_up_to_date([task], root / "results", root) and 0
+sys.exit(command.main([]))
 """
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on_from_where_it_was(tmp_path, sent):
     write_notebook(
         tmp_path,
         "slow",
-        'results = ""',
+        'results = ""\nnumber = 0',
         "import os, time\nfrom pathlib import Path\n"
         "run = Path(results, 'run')\n"
         "rounds = run / 'rounds'\n"
         "if not rounds.exists():\n"
         "    run.mkdir()\n"
         "    rounds.write_text(str(os.getpid()))\n"
-        "    time.sleep(120)\n"
+        "    time.sleep(number)\n"
         "(run / 'done').write_text('second time')",
     )
     command = [sys.executable, "-c", _DRIVE, str(tmp_path)]
     # A shell's background job starts with Ctrl-C ignored, and so would all that it starts.
     heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
+    first = subprocess.Popen(
+        [*command, "120"], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heeds
+    )
     rounds, deadline = tmp_path / "results/run/rounds", time.monotonic() + 60
     while not (rounds.exists() and rounds.read_text()):
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     kernel = int(rounds.read_text())
     first.send_signal(sent)
-    _, errors = first.communicate(timeout=60)
-    assert first.returncode == 130
-    assert errors.strip() == "stopped; the same command goes on from here"
-    with pytest.raises(ProcessLookupError):  # the notebook's process has gone too
-        os.kill(kernel, 0)
+    if sent == signal.SIGKILL:  # nobody is left to end the kernel
+        first.wait(timeout=60)
+        os.kill(kernel, signal.SIGKILL)
+        first.stderr.close()
+    else:
+        _, errors = first.communicate(timeout=60)
+        assert first.returncode == 130
+        assert errors.strip() == "stopped; the same command goes on from here"
+        with pytest.raises(ProcessLookupError):  # the notebook's process has gone too
+            os.kill(kernel, 0)
 
-    if sent == signal.SIGTERM:  # what follows is the same
-        return
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    number, reason = "120", "goes on from where it was stopped"
+    if sent == signal.SIGTERM:  # what another parameter made is not mixed in
+        number, reason = "0", "parameters, inputs or code changed since it was stopped"
+    second = subprocess.run(
+        [*command, number], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert second.returncode == 0, second.stderr
-    assert "slow: goes on from where it was stopped" in second.stdout
+    assert f"slow: {reason}" in second.stdout
     assert (tmp_path / "results/run/done").read_text() == "second time"
-    assert rounds.exists()
+    assert (int(rounds.read_text()) == kernel) == (sent != signal.SIGTERM)
 
 
-def test_a_run_does_not_depend_on_the_other_methods_files():
-    todo = plan.stages(preset(), ROOT / "results/tiny", ROOT)
-    codes = {
-        stage.parameters["method"]: stages.key(stage, ROOT / "results/tiny", ROOT)["code"]
-        for stage in todo
-        if stage.notebook == "run_federation" and stage.parameters["dataset"] == "goodreads"
-    }
-    assert "fedecider/methods/fedavg.py" in codes["fedavg"]
-    assert "fedecider/methods/fedavg.py" not in codes["fedecider"]
-    assert "fedecider/federation.py" in codes["fedecider"]
-    assert not any(name.startswith(("figures/", "data_prep/")) for name in codes["fedecider"])
+def test_a_failed_function_is_named_with_its_error(tmp_path):
+    (tmp_path / "report.py").write_text("")
+    todo = [Task("report", "report.py", call=lambda record_of: record_of("nix")["seconds"])]
+    with pytest.raises(WorkflowError, match="report failed: KeyError: 'seconds'"):
+        run(tmp_path, todo)
+
+
+def test_bars_of_a_notebook_are_shown_without_their_litter(toy):
+    root, _ = toy
+    write_notebook(
+        root,
+        "source",
+        "results = 0",
+        "from tqdm import tqdm\n"
+        "for _ in tqdm(range(2), desc='outer'):\n"
+        "    for _ in tqdm(range(3), desc='inner', leave=False):\n"
+        "        pass",
+    )
+    ran, lines = run(root, [Task("source", "notebooks/source.ipynb")])
+    assert ran == 1 and len(lines) == 3
+    assert "outer: 100%" in lines[1] and not any("\x1b" in line for line in lines)

@@ -1,0 +1,155 @@
+"""A preset: what one `make reproduce` runs, validated, and completed by what the user gives."""
+
+import os
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from fedecider.config import RunConfig
+from notebooks.workflow.pipeline import WorkflowError
+
+BUILT_IN = ("smollm2-135m", "tiny")  # models of fedecider, never folders
+
+
+class Strict(BaseModel):
+    """Unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dataset(Strict):
+    """One data set; what it says itself comes before what the preset says."""
+
+    kind: str = Field(description="format of the raw files, of data_prep.FORMATS; or planted")
+    source: str | None = Field(None, description="folder, from the repository; null: must be given")
+    methods: list[str] | None = Field(None, description="instead of the preset's")
+    shown: list[str] | None = Field(None, description="instead of the preset's")
+    prepare: dict = Field({}, description="fields of data_prep.Settings, over the preset's")
+    federation: dict = Field({}, description="fields of RunConfig, over the preset's")
+
+
+class Search(Strict):
+    """Own settings of each method, chosen on validation before the runs."""
+
+    tries: dict[str, list[dict] | Literal["grid"]] = Field(
+        description="method -> fields of RunConfig of each try; grid: that of the method's class"
+    )
+    federation: dict = Field({}, description="fields of RunConfig, over those of the runs")
+
+
+class Sweeps(Strict):
+    """Runs that differ from a base run by one field, for sensitivity and ablations."""
+
+    fields: dict[str, list] = Field(description="field of RunConfig -> values")
+    methods: dict[str, list[str]] = Field({}, description="field -> methods; default: fedecider")
+    datasets: list[str] | None = Field(None, description="null: all")
+    seeds: list[int] = Field([0], min_length=1)
+    federation: dict = Field({}, description="fields of RunConfig, over those of the runs")
+
+
+class Preset(Strict):
+    """What one `make reproduce` runs."""
+
+    about: str = Field(description="a sentence for the report")
+    datasets: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")], Dataset] = (
+        Field(min_length=1, description="by name, which is that of folders, tables and figures")
+    )
+    methods: list[str] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    model: str | None = Field(None, description="null: must be given with MODEL=")
+    prepare: dict = Field({}, description="fields of data_prep.Settings for every data set")
+    federation: dict = Field({}, description="fields of RunConfig for every run, by plain name")
+    search: Search | None = Field(None, description="null: settings as given, nothing chosen")
+    sweeps: Sweeps | None = Field(None, description="null: main runs only")
+    shown: list[str] | None = Field(None, description="figures and tables (figure_4); null: all")
+    parameters: dict[str, dict] = Field({}, description="notebook of a picture -> its parameters")
+
+
+def load(name: str, root: Path) -> Preset:
+    """The preset of that name, or of that YAML file; WorkflowError in one sentence if unfit."""
+    folder = root / "notebooks" / "presets"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise WorkflowError(f"no preset {name!r}: it is one of {known}, or a path to a .yaml file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise WorkflowError(f"{path}: expected a table of {', '.join(Preset.model_fields)}")
+        return Preset(**content)
+    except yaml.YAMLError as error:
+        raise WorkflowError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise WorkflowError(f"{path}: {first(error)}") from error
+
+
+def complete(
+    preset: Preset,
+    name: str,
+    root: Path,
+    folders: dict[str, str | None] | None = None,
+    model: str | None = None,
+    only: list[str] | None = None,
+) -> Preset:
+    """The preset with what the user gave put in; WorkflowError if something is missing.
+
+    folders: that of the raw files, of the data sets for which the command line has a name.
+    """
+    folders = folders or {"goodreads": None, "amazon": None}
+    for dataset in only or []:
+        refuse_unknown(dataset, preset.datasets, f"preset {name} has no data set")
+    datasets = {}
+    for dataset, entry in preset.datasets.items():
+        if only and dataset not in only:
+            continue
+        folder, variable = folders.get(dataset), dataset.upper()
+        if entry.kind == "planted" and folder:
+            raise WorkflowError(
+                f"preset {name} makes its own {dataset} data and cannot use {variable}={folder}"
+                "; PRESET=paper reads published dumps"
+            )
+        if entry.kind != "planted":
+            if not folder and not entry.source:
+                needed = f"needs {variable}=<folder with the published {dataset} dumps>"
+                absent = f"names no source, the folder of {dataset}'s files"
+                raise WorkflowError(f"preset {name} {needed if dataset in folders else absent}")
+            base, raw = (Path.cwd(), folder) if folder else (root, entry.source)
+            path = Path(os.path.abspath(base / Path(raw).expanduser()))
+            if not path.is_dir():
+                other = f"; name another with {variable}=<folder>" if dataset in folders else ""
+                raise WorkflowError(
+                    f"preset {name} reads {dataset} from {path}, but there is no such folder{other}"
+                )
+            entry = entry.model_copy(update={"source": str(path)})
+        datasets[dataset] = entry
+    model = model or preset.model
+    if not model:
+        raise WorkflowError(f"preset {name} needs MODEL=<hub id or folder of a language model>")
+    if model not in BUILT_IN and Path(model).expanduser().is_dir():
+        model = os.path.abspath(Path(model).expanduser())  # notebooks run in another folder
+    return preset.model_copy(update={"datasets": datasets, "model": model})
+
+
+def refuse_unknown(name: str, known: Iterable[str], complaint: str) -> None:
+    """WorkflowError with the nearest name, or all."""
+    known = sorted(known)
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        raise WorkflowError(f"{complaint} {name!r}: {hint}")
+
+
+def first(error: ValidationError) -> str:
+    """One complaint of pydantic as a sentence; an unknown name before what follows from it."""
+    entry = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+    parts = entry["loc"][entry["loc"][:1] in {(group,) for group in RunConfig.GROUPS} :]
+    place = ".".join(map(str, parts)) or "the settings"
+    if entry["type"] == "extra_forbidden":
+        return f"unknown name {place!r}"
+    if entry["type"] == "missing":
+        return f"{place!r} is missing"
+    return f"{place}: {entry['msg']}, not {entry['input']!r}"

@@ -1,0 +1,114 @@
+"""The gallery: finished runs of a preset, packed into one table per kind, and pictures of them.
+
+    python -m notebooks.workflow.publish sample
+
+packs the finished runs of results/<preset> into figures/gallery/<preset>, beside those that are
+there already, draws the figures and tables of all of them anew, and writes their summary, for
+sample also into the README. What goes in is derived: no row of a data set (users are numbered, not
+named) and no weights. `--draw` only draws.
+"""
+
+import argparse
+import contextlib
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from fedecider import results as read
+from fedecider import runs
+from figures import summary
+from notebooks.workflow.__main__ import ROOT, use_absolute_cache
+from notebooks.workflow.execute import bring_up_to_date
+from notebooks.workflow.pipeline import Task, WorkflowError, files
+from notebooks.workflow.preset import load
+from notebooks.workflow.tasks import tasks
+
+
+def draw(name: str, results: Path, gallery: Path) -> int:
+    """Figures and tables of all runs in the gallery; how many were drawn anew.
+
+    In results/published, where the pack lies beside the prepared data; a picture that needs saved
+    models, in the results. One whose inputs are not here is left as it is.
+    """
+    published = results / "published"
+    published.mkdir(parents=True, exist_ok=True)
+    for path in gallery.glob("*.parquet"):
+        shutil.copy2(path, published)
+    if (results / "data").is_dir() and not (published / "data").exists():
+        (published / "data").symlink_to("../data")
+    preset = load(name, ROOT)
+    preset = preset.model_copy(update={"model": preset.model or "smollm2-135m"})
+    packed = set(pd.read_parquet(gallery / "runs.parquet")["run"].str.rpartition("/")[0])
+    drawn = 0
+    for folder in (published, results):
+        pictures = [task for task in tasks(preset, folder, ROOT) if task.in_report]
+        models = [task for task in pictures if any("adapters" in one for one in task.inputs)]
+        if folder == results:
+            todo = [task for task in models if all(any(folder.glob(one)) for one in task.inputs)]
+        else:
+            packs = (_of_pack(task, folder, packed) for task in pictures if task not in models)
+            todo = [task for task in packs if task]
+        drawn += bring_up_to_date(todo, folder, ROOT)[0]
+        with contextlib.chdir(folder):
+            written = [path for task in todo for path in files(task.outputs, task.not_outputs)]
+        for path in written:
+            if path.endswith((".png", ".csv", ".md")):
+                with runs.atomic(gallery / path) as beside:
+                    shutil.copyfile(folder / path, beside)
+    return drawn
+
+
+def _of_pack(task: Task, folder: Path, packed: set[str]) -> Task | None:
+    """The picture with the pack for its runs; None if there are none of them, or no data."""
+    kinds = {one.removesuffix("/*/*") for one in task.inputs if one[:4] != "data"}
+    data = [one for one in task.inputs if one[:4] == "data"]
+    if kinds and not kinds & packed or not all(any(folder.glob(one)) for one in data):
+        return None
+    return replace(task, inputs=(*data, "*.parquet"))
+
+
+def summarise(gallery: Path, readme: Path | None = None) -> str:
+    """The results on one page, written to summary.md and, between its marks, into a README."""
+    packed = gallery / "runs"
+    compared = read.compare(read.ranks(packed))
+    page = summary.page(read.metrics(packed), read.rounds(packed), compared)
+    with runs.atomic(gallery / "summary.md") as beside:
+        beside.write_text(page, encoding="utf-8")
+    if readme is not None:
+        before, begin, rest = readme.read_text(encoding="utf-8").partition(summary.BEGIN)
+        _, end, after = rest.partition(summary.END)
+        if not (begin and end):
+            raise WorkflowError(f"{readme} needs the lines {summary.BEGIN} and {summary.END}")
+        with runs.atomic(readme) as beside:
+            beside.write_text(before + page.strip() + after, encoding="utf-8")
+    return page
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m notebooks.workflow.publish")
+    parser.add_argument("preset", help="a name in notebooks/presets")
+    parser.add_argument("--results", help="folder of the results (default: results/<preset>)")
+    parser.add_argument("--gallery", help="folder (default: figures/gallery/<preset>)")
+    parser.add_argument("--draw", action="store_true", help="pack nothing, only draw")
+    given = parser.parse_args(arguments)
+    results = Path(given.results or ROOT / "results" / given.preset).absolute()
+    gallery = Path(given.gallery or ROOT / "figures" / "gallery" / given.preset).absolute()
+    try:
+        if not given.draw:
+            read.pack(results, gallery)
+        drawn = draw(given.preset, results, gallery)
+        summarise(gallery, ROOT / "README.md" if gallery.name == "sample" else None)
+    except (WorkflowError, ValueError) as error:  # ValueError: runs that do not fit the pack
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{drawn} pictures drawn: {gallery}")
+    return 0
+
+
+if __name__ == "__main__":
+    use_absolute_cache()
+    sys.exit(main())
