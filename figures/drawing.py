@@ -278,7 +278,7 @@ def place_labels(
             candidates = np.hstack([middle - half, middle + half])
             near = np.clip(
                 at[i], candidates[:, :2], candidates[:, 2:]
-            )  # where the leader line ends
+            )  # where the line ends
             cost = shift[:, 2] + 0.02 * np.abs(shift[:, 1]) / scale
             beyond = (candidates[:, :2] < [bounds.x0, bounds.y0]) | (
                 candidates[:, 2:] > [bounds.x1, bounds.y1]

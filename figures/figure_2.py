@@ -42,8 +42,8 @@ def numbers(
 ) -> pd.DataFrame:
     """All that is drawn, one row per bar, point or cell.
 
-    Columns: panel, method, label, color, baseline (label), metric, protocol, domain, other, layer, mean, sd, seeds,
-    runs. ``panel`` is "change" (points of the metric less those of ``baseline``,
+    Columns: panel, method, label, color, baseline (label), metric, protocol, domain, other,
+    layer, mean, sd, seeds, runs. ``panel`` is "change" (points of the metric less those of ``baseline``,
     :func:`figures.aggregate.changes`; a method without a run in a domain is a row without a mean),
     "norm" or "cosine" (see :mod:`figures.update_geometry`); columns that a panel does not have are
     empty. Raises ValueError as :func:`figures.select.scores` does, and for a lacking column.

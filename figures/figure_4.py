@@ -70,8 +70,8 @@ def alpha_correlations(
     """Spearman's rank correlation of alpha with closeness, over the off-diagonal cells.
 
     All arguments are square frames over domains (rows learn, columns are sources); closeness is
-    minus the distance. Returns one row for each argument that is not None: against ("item closeness", "user
-    closeness", "planted affinity"), spearman, n (cells with both numbers), same_order, pairs. Ties
+    minus the distance. Returns one row for each argument that is not None: against
+    ("item closeness", "user closeness", "planted affinity"), spearman, n (cells with both numbers), same_order, pairs. Ties
     get their mean rank. With fewer than 3 distinct pairs, or a constant side, there is no
     correlation (NaN). The cells depend on each other, so no p-value is attached.
 

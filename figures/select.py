@@ -1,4 +1,4 @@
-"""Choosing rows of the results frames: methods in order, scores of one ranker, the best of a family.
+"""Choosing rows of the results frames: methods in order, scores of one ranker, the best others.
 
 Every frame of ``fedecider.results`` describes its methods in the columns label, family, color and
 order. Nothing here names a method: whoever is in a frame is in the figures.

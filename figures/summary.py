@@ -1,8 +1,8 @@
 """The results of a gallery on one page: the text that the README shows between two marks.
 
 Means over domains, one table per data set; FeDecider against local and against the best other
-federated method, by the paired bootstrap of ``fedecider.results.compare``. Which of the others is best
-is read off the same test users, which makes the comparison harder for FeDecider, not easier.
+federated method, by the paired bootstrap of ``fedecider.results.compare``. Which of the others is
+best is read off the same test users, which makes the comparison harder for FeDecider, not easier.
 """
 
 import pandas as pd
