@@ -12,12 +12,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
-from fedecider.backbone import Backbone
 from fedecider.direction import LowRank
+from fedecider.engine.backbone import Backbone
+from fedecider.engine.packing import PackedBatch
 
 Factors = dict[str, LowRank]
 
-# What the hub calls the packaged models of `backbone.PACKAGED`: PEFT alone finds them by this.
+# What the hub calls the packaged models of the engine: PEFT alone finds them by this.
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
@@ -68,7 +69,7 @@ class Adapter:
             raise ValueError(f"no linear layers named {targets} in {backbone.name}")
         self.names = list(self.modules)
         self.rank, self.gamma = rank, lora_alpha / rank
-        self.initial: Factors = self.drawn(torch.Generator().manual_seed(seed))
+        self.initial: Factors = self.draw(torch.Generator().manual_seed(seed))
         self.load(self.initial)
 
     def parameters(self, parts: str = "AB") -> list[torch.nn.Parameter]:
@@ -76,16 +77,16 @@ class Adapter:
         both = {"A": "lora_A", "B": "lora_B"}
         return [getattr(m, both[p])["default"].weight for m in self.modules.values() for p in parts]
 
-    def drawn(self, generator: torch.Generator) -> Factors:
+    def draw(self, generator: torch.Generator) -> Factors:
         """A fresh LoRA: A Kaiming uniform as in LoRA, B zero, on the CPU."""
-        found = {}
+        factors = {}
         for name, module in self.modules.items():
             A = module.lora_A["default"].weight
             bound = A.shape[1] ** -0.5  # kaiming_uniform(a=sqrt(5)) of a (r, d_in) matrix
             fresh = torch.rand(A.shape, generator=generator, dtype=torch.float32) * 2 - 1
             B = torch.zeros(module.lora_B["default"].weight.shape, dtype=A.dtype)
-            found[name] = LowRank(B, (fresh * bound).to(A.dtype))
-        return found
+            factors[name] = LowRank(B, (fresh * bound).to(A.dtype))
+        return factors
 
     def factors(self) -> Factors:
         """A copy of the raw factors (without gamma) of every adapted module, on the CPU."""
@@ -125,9 +126,16 @@ class Adapter:
         # No embedding is trained; "auto" would look the name up on the hub to find that out.
         self.peft.save_pretrained(folder, save_embedding_layers=False)
 
-    def group_of(self, name: str) -> int:
+    def block_of(self, name: str) -> int:
         """Number of the block that a module belongs to."""
-        return int(re.search(r"layers\.(\d+)\.", name).group(1))
+        match = re.search(r"layers\.(\d+)\.", name)
+        assert match is not None, f"{name} lies in no block"
+        return int(match[1])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(d_out, d_in) of every adapted module."""
+        return {name: (B.shape[0], A.shape[1]) for name, (B, A) in self.initial.items()}
 
     def close(self) -> None:
         """Take the adapter out; the backbone is frozen and plain again."""
@@ -139,11 +147,11 @@ class Adapter:
     def __exit__(self, *exc) -> None:
         self.close()
 
-    def hidden(self, states: Tensor, forest) -> Tensor:
-        """Normed last hidden states (T, width) from those below the first adapted block (T, width).
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """Normed last hidden states (T, width) of a batch of a `HiddenStateCache`.
 
-        The states come from `trunk.states`.
+        The batch holds the states below the first adapted block, (T, width).
         """
-        states = states.to(self.backbone.device, self.backbone.dtype)[None]
-        out = self.backbone.blocks(states, forest.positions, forest, first=self.first)
+        states = batch.states.to(self.backbone.device, self.backbone.dtype)[None]
+        out = self.backbone.blocks(states, batch.positions, batch, first=self.first)
         return self.backbone.normed(out)[0]

@@ -12,8 +12,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fedecider.direction import NormKind
-from fedecider.mixture import Scope, Sign
-from fedecider.wire import PayloadDtype
+
+Scope = Literal["client", "layer", "module"]
+Sign = Literal["free", "nonnegative"]
+PayloadDtype = Literal["float32", "bfloat16", "int8"]
 
 
 class Group(BaseModel):

@@ -1,25 +1,24 @@
-"""Own LoRA plus foreign directions, mixed by personal weights (method, section 3, step 1).
+"""Own LoRA plus the peers' directions, mixed by personal weights (method, section 3).
 
     y = W0 x + gamma B_i A_i x + sum_j alpha_ij D_j x
 
-W0 and the own LoRA are PEFT's; the sum over foreign directions is added by a forward hook, so the
-adapter stays a plain PEFT adapter. All foreign directions of a layer are one stacked pair,
+W0 and the own LoRA are PEFT's; the sum over the peers' directions is added by a forward hook, so
+the adapter stays a plain PEFT adapter. All peers' directions of a layer are one stacked pair,
 A_all (sum r_j, d_in) and B_all (d_out, sum r_j): y += B_all (w * (A_all x)), where w repeats
 alpha_ij over the rank of direction j. The layer's equation is the paper's (arXiv 2602.16034); the
 scopes, the sign constraint and the initial values are our reconstruction.
 """
 
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.utils.hooks import RemovableHandle
 
 from fedecider.adapter import Adapter, Factors
+from fedecider.config import DirectionConfig, Scope, Sign
 from fedecider.direction import norm, stack
-
-Scope = Literal["client", "layer", "module"]
-Sign = Literal["free", "nonnegative"]
 
 
 def initial_alpha(
@@ -44,18 +43,18 @@ def initial_alpha(
 
 
 def group_index(adapter: Adapter, scope: Scope) -> dict[str, int]:
-    """Row of alpha for each adapted module: all one, one a block, or one a module."""
+    """Row of alpha for each adapted module: one for all, one per block, or one per module."""
     if scope == "client":
         return dict.fromkeys(adapter.names, 0)
     if scope == "layer":
-        return {name: adapter.group_of(name) - adapter.first for name in adapter.names}
+        return {name: adapter.block_of(name) - adapter.first for name in adapter.names}
     if scope == "module":
         return {name: row for row, name in enumerate(adapter.names)}
     raise ValueError(f"alpha scope must be client, layer or module, got {scope!r}")
 
 
 class Mixture:
-    """Foreign directions of one client on the modules of an adapter.
+    """The peers' directions of one client on the modules of an adapter; it may be empty.
 
     Parameters: `directions` maps a source client to its factors per module (a module that the
     source did not change is absent); `alpha` is (groups, sources) in the order of sorted sources
@@ -74,11 +73,11 @@ class Mixture:
         self.sources = sorted(directions)
         device = adapter.backbone.device
         self.groups = group_index(adapter, scope)
-        wanted = (max(self.groups.values()) + 1, len(self.sources))
-        if tuple(alpha.shape) != wanted:
-            raise ValueError(f"alpha must have shape {wanted}, got {tuple(alpha.shape)}")
-        working = torch.promote_types(adapter.backbone.dtype, torch.float32)
-        self.alpha = nn.Parameter(alpha.detach().to(device, working, copy=True))
+        expected = (max(self.groups.values()) + 1, len(self.sources))
+        if tuple(alpha.shape) != expected:
+            raise ValueError(f"alpha must have shape {expected}, got {tuple(alpha.shape)}")
+        dtype = torch.promote_types(adapter.backbone.dtype, torch.float32)
+        self.alpha = nn.Parameter(alpha.detach().to(device, dtype, copy=True))
         self._layers: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         for name in adapter.names:
             present = [
@@ -88,10 +87,15 @@ class Mixture:
             ]
             if not present:
                 continue
-            pair = stack([factor for _, factor in present]).to(device, working)
-            owner = [j for j, factor in present for _ in range(factor.rank)]
+            pair = stack([factors for _, factors in present]).to(device, dtype)
+            owner = [j for j, factors in present for _ in range(factors.rank)]
             self._layers[name] = (pair.B, pair.A, torch.tensor(owner, device=device))
-        self._handles: list = []
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def empty(self) -> bool:
+        """Whether no peer adds anything to any module."""
+        return not self._layers
 
     @torch.no_grad()
     def project(self) -> None:
@@ -117,7 +121,7 @@ class Mixture:
         ]
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -126,3 +130,27 @@ class Mixture:
         """The weights (sources,) of every adapted module, for the alpha history."""
         weights = self.alpha.detach().cpu()
         return {name: weights[row] for name, row in self.groups.items()}
+
+
+@dataclass
+class ClientModel:
+    """What a client's personal model is made of.
+
+    `factors` are those of the own LoRA, raw (without gamma); `alpha` weighs the peers' directions,
+    (groups, sources), None until they are weighed for the first time; `local_lora` is a second LoRA
+    that stays at home, where a method has one.
+    """
+
+    factors: Factors
+    peer_directions: dict[str, Factors] = field(default_factory=dict)
+    alpha: Tensor | None = None
+    local_lora: Factors | None = None
+
+    def mixture(self, adapter: Adapter, config: DirectionConfig) -> Mixture:
+        """Put the own LoRA into the adapter; enter the result to add the peers' directions."""
+        adapter.load(self.factors)
+        peers = self.peer_directions if any(self.peer_directions.values()) else {}
+        alpha = self.alpha
+        if not peers or alpha is None:
+            peers, alpha = {}, initial_alpha(adapter, [], config.alpha_scope)
+        return Mixture(adapter, peers, alpha, config.alpha_scope, config.alpha_sign)

@@ -6,43 +6,48 @@ loss. The test split is not read.
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from fedecider import federation, runs
-from fedecider.backbone import Backbone
 from fedecider.config import RunConfig
+from fedecider.engine.backbone import Backbone
 
 
 def search(
-    base: RunConfig, tries: list[dict], folder: Path, backbone: Backbone | None = None
+    base: RunConfig,
+    tries: Sequence[Mapping[str, Any]],
+    folder: Path,
+    backbone: Backbone | None = None,
 ) -> pd.DataFrame:
-    """Run every try, fields of RunConfig over `base`, and write the best into chosen.json.
+    """Run every try, settings by their plain names over `base`; write the best into chosen.json.
 
-    Returns a row a try: its fields, loss (nats a token; infinite where the run diverged) and run
-    (its folder below `folder`). The first of equals is chosen. Interrupted, the same call goes on.
-    Raises ValueError without tries, and if every one diverged.
+    Returns one row per try: its settings, loss (nats per token; infinite where the run diverged)
+    and run (its folder below `folder`). The first of equals is chosen. Interrupted, the same call
+    goes on. Raises ValueError without tries, and if every one diverged.
     """
     if not tries:
         raise ValueError(f"a search for {base.method} needs at least one try")
     rows = []
-    for number, settings in enumerate(tries):
-        run = folder / f"try-{number}"
-        values = {**base.model_dump(), **settings, "folder": run, "rankers": []}
+    for index, settings in enumerate(tries):
+        run = folder / f"try-{index}"
+        values = {**base.flat(), **settings, "folder": run, "rankers": []}
         try:
-            federation.run(RunConfig(**values), backbone)
+            federation.run(RunConfig.of(**values), backbone)
             loss = best_loss(run)
         except FloatingPointError:
             loss = math.inf
         rows.append({**settings, "loss": loss, "run": run.name})
-    found = pd.DataFrame(rows)
-    if not math.isfinite(found["loss"].min()):
+    table = pd.DataFrame(rows)
+    if not math.isfinite(table["loss"].min()):
         raise ValueError(f"every try of {base.method} diverged: {tries}")
-    best = tries[int(found["loss"].argmin())]
+    best = tries[int(table["loss"].argmin())]
     tried = [{**row, "loss": row["loss"] if math.isfinite(row["loss"]) else None} for row in rows]
     runs.write_json(folder / "chosen.json", {"settings": best, "tried": tried})
-    return found
+    return table
 
 
 def best_loss(run: Path) -> float:

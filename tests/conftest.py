@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def backbone():
     """The tiny model; one a test file."""
-    from fedecider.backbone import load
+    from fedecider.engine.backbone import load
 
     return load("tiny", "cpu", "float32")
 

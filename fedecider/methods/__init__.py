@@ -1,26 +1,37 @@
-"""The methods of section 5, one file each, and the table that names them."""
+"""The methods of section 5, one file each; a method is found by its class, no list names it."""
 
-from fedecider.methods.als import Als
-from fedecider.methods.centralized import Centralized
-from fedecider.methods.fedavg import FedAvg
-from fedecider.methods.feddpa import FedDPA
-from fedecider.methods.fedecider import FeDecider
-from fedecider.methods.fedecider_no_both import WithoutBoth
-from fedecider.methods.fedecider_no_direction import WithoutDirection
-from fedecider.methods.fedecider_no_personalization import WithoutPersonalization
-from fedecider.methods.fedprox import FedProx
-from fedecider.methods.fedsa_lora import FedSALoRA
-from fedecider.methods.fellrec import FELLRec
-from fedecider.methods.ffa_lora import FFALoRA
-from fedecider.methods.flora import FLoRA
-from fedecider.methods.local import Local
-from fedecider.methods.lora_sim import LoRASim
-from fedecider.methods.rolora import RoLoRA
-from fedecider.methods.zero_shot import ZeroShot
+from importlib import import_module
+from pkgutil import iter_modules
 
-_ALL = (ZeroShot, Als, Local, Centralized, FedAvg, FedProx, FFALoRA, FLoRA, FedSALoRA, RoLoRA)
-_ALL += (LoRASim, FELLRec, FedDPA, WithoutBoth, WithoutPersonalization, WithoutDirection, FeDecider)
+from fedecider.config import RunConfig
+from fedecider.methods.base import Downloads, Method, Upload, Uploads
 
-METHODS = {method.name: method for method in _ALL}
+__all__ = ["METHODS", "Downloads", "Method", "Upload", "Uploads", "make"]
 
-__all__ = ["METHODS"]
+
+def _methods() -> dict[str, type[Method]]:
+    """Every class with a name in a module of this folder, in the order of tables."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    classes = {
+        value.name: value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
+        and "name" in vars(value)
+    }
+    return dict(sorted(classes.items(), key=lambda entry: (entry[1].order, entry[0])))
+
+
+METHODS = _methods()
+
+
+def make(config: RunConfig) -> Method:
+    """The method that a configuration names, with its own settings.
+
+    Raises ValueError if there is none of that name, or if its settings are unfit.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {config.method!r}")
+    return METHODS[config.method](config)

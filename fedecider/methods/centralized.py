@@ -4,11 +4,27 @@ Nothing travels. A round is as many passes over the pooled data as a client make
 the number of steps is that of all clients together.
 """
 
-from fedecider.methods.local import Local
+import copy
+
+from fedecider.methods.base import Method
+from fedecider.training import PooledData, fit
 
 
-class Centralized(Local):
+class Centralized(Method):
     """One model for all; every client validates it on its own users."""
 
-    name = "centralized"
-    pooled = True
+    name, label, family = "centralized", "Centralized", "reference"
+    color, order = "#555555", 30
+
+    def fit_all(self, clients, round):
+        """One LoRA on everybody's data."""
+        first = clients[0]
+        pooled = PooledData([client.data for client in clients])
+        model = first.model
+        report = fit(
+            pooled, model, first.adapter, self.config, round, self.name, progress=first.progress
+        )
+        for client in clients:
+            client.model, client.report = copy.copy(model), report
+            client.refuse_diverged(round)
+        return {}

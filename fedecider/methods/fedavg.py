@@ -1,81 +1,86 @@
 """fedavg (FedIT, arXiv 2305.05644): average A and B, weighted by the number of training targets.
 
-Up and down: A, B. The factors are averaged apart, as FedIT does, so the average of the products
-B A is not what comes out; that inexactness belongs to the method.
+Up and down: A, B. The factors are averaged separately, as FedIT does, so the average of the
+products B A is not what comes out; that inexactness belongs to the method.
 """
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from fedecider.adapter import Factors
 from fedecider.direction import LowRank
-from fedecider.methods.local import Downloads, Local, Uploads
+from fedecider.methods.base import Downloads, Method, Upload, Uploads, sent_metric
 from fedecider.wire import PayloadError
 
 
-class FedAvg(Local):
+class FedAvg(Method):
     """One global LoRA: every client goes on from the weighted mean of all clients' factors."""
 
-    name = "fedavg"
-    number_sent = "examples"
+    name, label, family = "fedavg", "FedAvg", "federated"
+    color, order = "#0072B2", 40
 
-    def upload(self, client, adapter, number):
-        """The raw factors, those that the method shares in this round."""
-        kept_home = set("AB") - set(self.shares(number))
-        return {
-            name: pair._replace(**dict.fromkeys(kept_home))
-            for name, pair in client.model.factors.items()
-        }
+    def upload(self, client, round):
+        """The raw factors that the method shares in this round, and the number of targets."""
+        kept_home = dict.fromkeys(set("AB") - set(self.shared_factors(round)))
+        factors = {name: pair._replace(**kept_home) for name, pair in client.model.factors.items()}
+        return Upload(factors, {"examples": client.data.training.num_targets})
 
-    def number(self, client):
-        """Training targets, by which the mean is weighted."""
-        return client.data.training.titles
-
-    def aggregate(self, uploads: Uploads, numbers: dict[str, float], number: int) -> Downloads:
+    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
         """sum_i w_i A_i and sum_i w_i B_i with w_i = n_i / sum n, the same for every client."""
-        total = sum(numbers[client] for client in uploads)
-        mean = average(uploads, {client: numbers[client] / total for client in uploads})
+        mean = average(uploads, example_shares(uploads))
         return {client: {"global": mean} for client in uploads}
 
-    def receive(self, client, downloads, adapter, number):
+    def receive(self, client, downloads, round):
         """What comes replaces the client's own at once, and is what is validated."""
         (received,) = downloads.values()
         client.model.factors = replaced(client.model.factors, received)
 
 
-def average(uploads: Uploads, weights: Mapping[str, float | Mapping[str, float]]) -> Factors:
-    """sum_i w_i A_i and sum_i w_i B_i of every module; w_i a number or one a module.
+def example_shares(uploads: Uploads) -> dict[str, float]:
+    """n_i / sum n of every client's number of training targets."""
+    examples = sent_metric(uploads, "examples")
+    total = sum(examples.values())
+    return {client: count / total for client, count in examples.items()}
 
-    Parts that no client sent stay None. PayloadError if a client lacks a module.
+
+def average(uploads: Uploads, weights: Mapping[str, float | Mapping[str, float]]) -> Factors:
+    """sum_i w_i A_i and sum_i w_i B_i of every module; w_i a number, or one per module.
+
+    Parts that no client sent stay None. PayloadError if a client lacks a module, or if ranks
+    differ.
     """
-    names = sorted(set().union(*uploads.values()))
-    for client, factors in uploads.items():
-        if sorted(factors) != names:
-            absent = sorted(set(names) - set(factors))
+    factors = {client: upload.factors for client, upload in sorted(uploads.items())}
+    names = sorted(set().union(*factors.values()))
+    for client, modules in factors.items():
+        if sorted(modules) != names:
+            absent = sorted(set(names) - set(modules))
             raise PayloadError(f"averaging needs every module of {client}, {absent[0]} is absent")
     for name in names:
         shapes = {
-            tuple(None if x is None else tuple(x.shape) for x in uploads[client][name])
-            for client in uploads
+            tuple(None if part is None else tuple(part.shape) for part in modules[name])
+            for modules in factors.values()
         }
         if len(shapes) > 1:
             raise PayloadError(f"averaging needs one rank: the clients' factors of {name} differ")
 
-    def mean(name: str, part: str):
+    def mean(name: str, part: str) -> Tensor | None:
         total = None
-        for client in sorted(uploads):
-            tensor, weight = getattr(uploads[client][name], part), weights[client]
+        for client, modules in factors.items():
+            tensor, weight = getattr(modules[name], part), weights[client]
             if tensor is None:
                 return None
             term = tensor * (weight[name] if isinstance(weight, Mapping) else weight)
             total = term if total is None else total + term
         return total
 
-    return {name: LowRank(mean(name, "B"), mean(name, "A")) for name in names}
+    # A part that nobody sent is None; LowRank's type is that of whole pairs.
+    return {name: LowRank(mean(name, "B"), mean(name, "A")) for name in names}  # type: ignore[arg-type]
 
 
 def replaced(own: Factors, received: Factors) -> Factors:
     """The own factors with those parts replaced that came."""
-    found = {}
-    for name, (B, A) in received.items():
-        found[name] = LowRank(own[name].B if B is None else B, own[name].A if A is None else A)
-    return found
+    return {
+        name: LowRank(own[name].B if B is None else B, own[name].A if A is None else A)
+        for name, (B, A) in received.items()
+    }

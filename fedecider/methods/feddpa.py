@@ -15,88 +15,109 @@ weight are ranked together; instances are whole training rows.
 from collections import defaultdict
 
 import torch
+from pydantic import Field
 from torch.nn.functional import normalize
 
-from fedecider.client import ClientModel, seeded
+from fedecider.adapter import Adapter, Factors
+from fedecider.engine.hidden_states import HiddenStateCache
+from fedecider.engine.packing import PromptTree, pack
+from fedecider.methods.base import NoSettings, Served
 from fedecider.methods.fedavg import FedAvg
-from fedecider.mixture import initial_alpha
-from fedecider.sequences import Tree, pack
-from fedecider.trunk import Trunk
+from fedecider.mixture import ClientModel, initial_alpha
+from fedecider.training import ClientData, generator_of
 
 _STEP = 0.05
-_BUDGET = 4096  # tokens a forward
+_BUDGET = 4096  # tokens per forward
 
 
 class FedDPA(FedAvg):
-    """`model.factors` is the global LoRA, `model.personal` the local one."""
+    """`model.factors` is the global LoRA, `model.local_lora` the local one."""
 
-    name = "feddpa"
+    class Settings(NoSettings):
+        """Of feddpa."""
+
+        max_weight: float = Field(
+            0.5, ge=0, le=1, description="largest weight of the local LoRA at inference"
+        )
+        instances: int = Field(
+            5, ge=1, description="training histories that an instance is compared with"
+        )
+
+    name, label = "feddpa", "FedDPA"
+    color, order = "#AA4499", 48
+    grid = {"max_weight": [0.5, 0.75, 1.0]}
 
     def __init__(self, config):
         super().__init__(config)
-        self._of, self._mixed = None, {}
+        self._global: Factors | None = None  # of which the mixtures are kept
+        self._mixed: dict[float, ClientModel] = {}
 
-    def begin(self, client, number):
-        """The local LoRA is trained first; both start from the same point."""
+    def fit(self, client, round):
+        """The local LoRA first, then the global one; both start from the same point."""
         model = client.model
-        if model.personal is None:
-            model.personal = dict(model.factors)
-        self.switch(client)
+        if model.local_lora is None:
+            model.local_lora = dict(model.factors)
+        model.factors, model.local_lora = model.local_lora, model.factors
+        local = client.fit(round, share=(0.0, 0.5))
+        model.factors, model.local_lora = model.local_lora, model.factors
+        return local.then(client.fit(round, share=(0.5, 1.0)))
 
-    def stages(self, client):
-        """Half of the steps each."""
-        return [(0.0, 0.5), (0.5, 1.0)]
-
-    def switch(self, client):
-        """The other LoRA takes the place of the one that is trained."""
-        model = client.model
-        model.factors, model.personal = model.personal, model.factors
-
-    def served(self, data, model, adapter, split):
+    def models_for(self, data, model, adapter, split) -> Served:
         """Users by their weight of the local LoRA, each group with its mixture."""
-        users = getattr(data, f"{split}_users")
         groups = defaultdict(list)
-        for user, weight in zip(users, self.weights_of(data, model, adapter, split), strict=True):
-            near = min(round(weight / _STEP) * _STEP, self.config.dpa_weight)
-            groups[round(near, 6)].append(user)
-        if self._of is not model:
-            self._of, self._mixed = model, {}
-        return [(some, self._at(model, adapter, weight)) for weight, some in sorted(groups.items())]
+        weights = self.local_weights(data, model, adapter, split)
+        for user, weight in zip(data.users(split), weights, strict=True):
+            rounded = min(round(weight / _STEP) * _STEP, self.settings.max_weight)
+            groups[round(rounded, 6)].append(user)
+        if self._global is not model.factors:  # a round replaces them
+            self._global, self._mixed = model.factors, {}
+        return [
+            (users, self._mixture_at(model, adapter, weight))
+            for weight, users in sorted(groups.items())
+        ]
 
-    def _at(self, model, adapter, weight: float) -> ClientModel:
-        """The mixture with that weight; the same object whenever asked again for this model."""
+    def _mixture_at(self, model: ClientModel, adapter: Adapter, weight: float) -> ClientModel:
+        """The mixture with that weight; the same object whenever asked again in this round."""
         if weight not in self._mixed:
             scaled = {name: pair.scaled(1 - weight) for name, pair in model.factors.items()}
-            alpha = initial_alpha(adapter, ["local"], self.config.alpha_scope) + weight
-            local = adapter.updates(model.personal)
+            alpha = initial_alpha(adapter, ["local"], self.config.direction.alpha_scope) + weight
+            local = adapter.updates(local_lora(model))
             self._mixed[weight] = ClientModel(scaled, {"local": local}, alpha)
         return self._mixed[weight]
 
     @torch.no_grad()
-    def weights_of(self, data, model, adapter, split) -> list[float]:
+    def local_weights(
+        self, data: ClientData, model: ClientModel, adapter: Adapter, split: str
+    ) -> list[float]:
         """l of each user of the split, in [0, c]."""
-        config, catalogue = self.config, data.catalogue
-        adapter.load(model.personal)
-        users = getattr(data, f"{split}_users")
-        prompts = [Tree(catalogue.prompt(user, split, config.history)) for user in users]
+        history, settings = self.config.data.history, self.settings
+        adapter.load(local_lora(model))
+        prompts = [
+            PromptTree(data.catalogue.prompt(user, split, history)) for user in data.users(split)
+        ]
         examples = data.training.examples
-        drawn = torch.randperm(len(examples), generator=seeded(config, f"{data.name} dpa", 0))
-        some = [Tree(examples[index].ids) for index in sorted(drawn[: config.dpa_samples].tolist())]
-        asked, known = (
-            _last_states(adapter, trees, f"{data.name} {label}")
-            for trees, label in ((prompts, f"{split} prompts"), (some, "instances"))
-        )
-        similar = (asked @ known.T).mean(1).clamp(0, 1)
-        return (config.dpa_weight * similar).tolist()
+        generator = generator_of(self.config, f"{data.name} dpa", 0)
+        drawn = torch.randperm(len(examples), generator=generator)[: settings.instances]
+        instances = [PromptTree(examples[index].ids) for index in sorted(drawn.tolist())]
+        asked = _last_states(adapter, prompts, f"{data.name} {split} prompts")
+        known = _last_states(adapter, instances, f"{data.name} instances")
+        similarity = (asked @ known.T).mean(1).clamp(0, 1)
+        return (settings.max_weight * similarity).tolist()
 
 
-def _last_states(adapter, trees: list[Tree], label: str) -> torch.Tensor:
+def local_lora(model: ClientModel) -> Factors:
+    """The local LoRA of a model that has one; ValueError if it was not trained by feddpa."""
+    if model.local_lora is None:
+        raise ValueError("this model has no local LoRA")
+    return model.local_lora
+
+
+def _last_states(adapter: Adapter, trees: list[PromptTree], label: str) -> torch.Tensor:
     """Unit-length normed state of each tree's last token, (trees, width) float64."""
-    trunk = Trunk(adapter.backbone, trees, adapter.first, label)
+    states = HiddenStateCache(adapter.backbone, trees, adapter.first, label)
     parts = []
-    for indices in pack([tree.size for tree in trees], _BUDGET):
-        forest = trunk.forest(indices)
-        hidden = adapter.hidden(trunk.cat(indices, forest), forest)
+    for indices in pack(states.sizes, _BUDGET):
+        hidden = adapter.hidden(states.batch(indices))
         last = torch.tensor([trees[index].size for index in indices]).cumsum(0) - 1
         parts.append(hidden[last.to(hidden.device)].double().cpu())
     return normalize(torch.cat(parts), dim=-1)

@@ -3,71 +3,150 @@
 Up: D. Down: (n - 1) x D. A client shares the direction of its update, never magnitude, weights or
 factors as trained; the server passes directions on and averages nothing. Each client learns, on its
 own data, its weights alpha together with its own LoRA (method, section 3).
+
+The ablations are two settings under their names: what is `shared` (direction or update, the latter
+with gamma in B), and the `weights` (learned or uniform, c / (n - 1) each).
 """
 
+from typing import Literal
+
+import torch
+from pydantic import Field
+
 from fedecider.adapter import Factors
-from fedecider.client import seeded
-from fedecider.direction import direction
-from fedecider.methods.local import Downloads, Local, Uploads
-from fedecider.privacy import noised
+from fedecider.direction import NormKind, direction
+from fedecider.direction_noise import noised
+from fedecider.methods.base import Downloads, Method, NoSettings, Upload, Uploads
+from fedecider.mixture import initial_alpha
+from fedecider.training import generator_of
 
 
-class FeDecider(Local):
+class FeDecider(Method):
     """Own LoRA + sum over other clients of alpha_ij D_j, alpha_ij learned."""
 
-    name = "fedecider"
-    learns_alpha = True
-    sends_directions = True
+    class Settings(NoSettings):
+        """Of fedecider and its ablations."""
 
-    def up_unit(self):
-        """Directions travel unless the server is to extract them."""
-        return self.config.norm if self.config.send == "direction" else None
+        shared: Literal["direction", "update"] = Field(
+            "direction", description="what peers get: D_j, or dW_j with its scale"
+        )
+        weights: Literal["learned", "uniform"] = Field(
+            "learned", description="alpha: learned by each client, or the same fixed for all"
+        )
+        uniform_weight: float = Field(1.0, description="sum of the uniform weights")
 
-    def down_unit(self):
-        """What comes down is always a direction."""
-        return self.config.norm
+    name, label, family = "fedecider", "FeDecider", "federated"
+    color, order = "#D55E00", 60
+    grid = {"alpha_lr": [0.02, 0.2], "alpha_init": [0.0, 0.15]}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.sends_directions = self.settings.shared == "direction"
+        self.learns_alpha = self.settings.weights == "learned"
+
+    @property
+    def upload_norm(self) -> NormKind | None:
+        """Directions travel unless the server is to extract them, or none is wanted."""
+        return self.download_norm if self.config.direction.send == "direction" else None
+
+    @property
+    def download_norm(self) -> NormKind | None:
+        """What comes down is a direction; with `shared = update` it has any norm."""
+        return self.config.direction.norm if self.sends_directions else None
 
     def directions(self, updates: Factors) -> Factors:
         """Direction of every module in canonical form; a module with a zero update is absent."""
-        found = {
-            name: direction(update, self.config.norm, self.config.truncate)
+        config = self.config.direction
+        directions = {
+            name: direction(update, config.norm, config.truncate)
             for name, update in updates.items()
         }
-        return {name: pair for name, pair in found.items() if pair is not None}
+        return {name: pair for name, pair in directions.items() if pair is not None}
 
-    def upload(self, client, adapter, number):
-        """D_i, or gamma B_i A_i where the server extracts the direction (the paper's figure 3)."""
-        updates = adapter.updates(client.model.factors)
-        if self.config.send == "update":
-            return updates
-        sent = self.directions(updates)
-        if self.config.noise:
-            generator = seeded(self.config, f"{client.name} noise", number)
-            sent = {
-                name: noised(pair, self.config.noise, generator, self.config.norm)
-                for name, pair in sent.items()
+    def fit(self, client, round):
+        """Directions of the previous round take the place of older ones; alpha stays."""
+        model = client.model
+        if client.pending_directions:
+            model.peer_directions, client.pending_directions = client.pending_directions, {}
+        if any(model.peer_directions.values()) and model.alpha is None:
+            model.alpha = self.initial_alpha(model, client.adapter)
+        return client.fit(round, learns_alpha=self.learns_alpha)
+
+    def initial_alpha(self, model, adapter):
+        """A share of the own norm; `alpha_init` itself for updates, which have a size already."""
+        config, settings = self.config.direction, self.settings
+        if settings.shared == "direction":
+            alpha = super().initial_alpha(model, adapter)
+        else:
+            start = initial_alpha(adapter, sorted(model.peer_directions), config.alpha_scope)
+            alpha = start + config.alpha_init
+        if settings.weights == "uniform":
+            alpha = torch.full_like(alpha, settings.uniform_weight / len(model.peer_directions))
+        return alpha
+
+    def upload(self, client, round):
+        """D_i, or gamma B_i A_i where the update is shared or the server extracts the direction."""
+        updates, config = client.adapter.updates(client.model.factors), self.config.direction
+        if not self.sends_directions or config.send == "update":
+            return Upload(updates)
+        directions = self.directions(updates)
+        if config.direction_noise:
+            generator = generator_of(self.config, f"{client.name} noise", round)
+            directions = {
+                name: noised(pair, config.direction_noise, generator, config.norm)
+                for name, pair in directions.items()
             }
-        return sent
+        return Upload(directions)
 
-    def passed_on(self, uploads: Uploads) -> Uploads:
-        """What the server makes of the uploads: their directions, where it has to extract them."""
-        if self.config.send == "direction":
-            return uploads
-        return {client: self.directions(update) for client, update in uploads.items()}
-
-    def aggregate(self, uploads: Uploads, numbers: dict[str, float], number: int) -> Downloads:
+    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
         """Everyone gets everyone else's direction; nothing is averaged."""
-        uploads = self.passed_on(uploads)
+        factors = {client: upload.factors for client, upload in uploads.items()}
+        if self.sends_directions and self.config.direction.send == "update":
+            factors = {client: self.directions(update) for client, update in factors.items()}
         return {
-            client: {other: uploads[other] for other in uploads if other != client}
-            for client in uploads
+            client: {other: factors[other] for other in factors if other != client}
+            for client in factors
         }
 
-    def receive(self, client, downloads, adapter, number):
+    def receive(self, client, downloads, round):
         """Kept for the next round: this round's weights belong to this round's directions."""
-        client.incoming = downloads
+        client.pending_directions = downloads
 
-    def begin(self, client, number):
-        """Directions of the previous round take the place of older ones; alpha stays."""
-        if client.incoming:
-            client.model.foreign, client.incoming = client.incoming, {}
+
+class WithoutDirection(FeDecider):
+    """Ablation: raw updates dW_j, learned weights; a weight's meaning changes with the scale."""
+
+    class Settings(FeDecider.Settings):
+        """With the scale of the updates."""
+
+        shared: Literal["update"] = "update"
+
+    name, label, family = "fedecider-no-direction", "– w/o direction", "ablation"
+    color, order = "#DDAA33", 61
+
+
+class WithoutPersonalization(FeDecider):
+    """Ablation: directions with uniform fixed weights c / (n - 1)."""
+
+    class Settings(FeDecider.Settings):
+        """With the same weights for all."""
+
+        weights: Literal["uniform"] = "uniform"
+
+    name, label, family = "fedecider-no-personalization", "– w/o personalization", "ablation"
+    color, order = "#BB5566", 62
+    grid = {"uniform_weight": [0.3, 1.0, 3.0]}
+
+
+class WithoutBoth(FeDecider):
+    """Ablation: uniform fixed weights over raw updates."""
+
+    class Settings(FeDecider.Settings):
+        """Neither."""
+
+        shared: Literal["update"] = "update"
+        weights: Literal["uniform"] = "uniform"
+
+    name, label, family = "fedecider-no-both", "– w/o both", "ablation"
+    color, order = "#997700", 63
+    grid = {"uniform_weight": [0.3, 1.0, 3.0]}

@@ -9,8 +9,9 @@ from fedecider.methods.fedavg import FedAvg
 class FedSALoRA(FedAvg):
     """fedavg of A alone; every client keeps its own B."""
 
-    name = "fedsa-lora"
+    name, label = "fedsa-lora", "FedSA-LoRA"
+    color, order = "#F0E442", 44
 
-    def shares(self, number):
+    def shared_factors(self, round):
         """A."""
         return "A"

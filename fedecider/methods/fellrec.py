@@ -18,45 +18,55 @@ no number and is left out.
 import math
 
 import torch
+from pydantic import Field
 
+from fedecider.adapter import Factors
+from fedecider.methods.base import Downloads, NoSettings, Upload, Uploads, sent_metric
 from fedecider.methods.fedavg import FedAvg, average
-from fedecider.methods.local import Downloads, Uploads
 
 
 class FELLRec(FedAvg):
     """Personal averages; the attention is one number for each pair of clients."""
 
-    name = "fellrec"
-    number_sent = "loss"
+    class Settings(NoSettings):
+        """Of fellrec."""
 
-    def number(self, client):
-        """Mean training loss of the round, nats a token."""
-        return client.train_loss
+        alpha: float = Field(0.7, gt=0, description="weight of others at the start")
+        beta: float = Field(1.0, gt=0, description="rounds of the warm-up")
+        temperature: float = Field(
+            0.05, gt=0, description="temperature of the softmax over losses (nats per token)"
+        )
 
-    def aggregate(self, uploads: Uploads, numbers: dict[str, float], number: int) -> Downloads:
-        """The formula above; A and B are averaged apart."""
-        clients = sorted(uploads)
-        similar = attention([_flat(uploads[client]) for client in clients])
-        warm = self.warm_up([numbers[client] for client in clients], number)
-        found = {}
+    name, label = "fellrec", "FELLRec"
+    color, order = "#999933", 47
+    grid = {"alpha": [0.1, 0.3, 0.7]}
+
+    def upload(self, client, round):
+        """The raw factors, and the mean training loss of the round, nats per token."""
+        return Upload(client.model.factors, {"loss": client.report.train_loss})
+
+    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
+        """The formula above; A and B are averaged separately."""
+        clients, losses = sorted(uploads), sent_metric(uploads, "loss")
+        similarity = attention([_flat(uploads[client].factors) for client in clients])
+        warm = self.warm_up([losses[client] for client in clients], round)
+        downloads: Downloads = {}
         for i, client in enumerate(clients):
             raw = {
-                other: similar[i][j] * (1.0 if i == j else warm[i])
+                other: similarity[i][j] * (1.0 if i == j else warm[i])
                 for j, other in enumerate(clients)
             }
             weights = {other: value / sum(raw.values()) for other, value in raw.items()}
-            found[client] = {"personal": average(uploads, weights)}
-        return found
+            downloads[client] = {"personal": average(uploads, weights)}
+        return downloads
 
-    def warm_up(self, losses: list[float], number: int) -> list[float]:
-        """w_i of round `number` (1-based), each in (0, 1]."""
-        config = self.config
-        shares = torch.softmax(
-            torch.tensor(losses, dtype=torch.float64) / config.fellrec_temperature, 0
-        )
+    def warm_up(self, losses: list[float], round: int) -> list[float]:
+        """w_i of a round (1-based), each in (0, 1]."""
+        settings = self.settings
+        shares = torch.softmax(torch.tensor(losses, dtype=torch.float64) / settings.temperature, 0)
         # In logarithms: p^(t / beta) underflows after some rounds, and tanh is 1 long before.
-        exponents = (-shares.log() * number / config.fellrec_beta).clamp(max=50).tolist()
-        return [math.tanh(config.fellrec_alpha * math.exp(value)) for value in exponents]
+        exponents = (-shares.log() * round / settings.beta).clamp(max=50).tolist()
+        return [math.tanh(settings.alpha * math.exp(value)) for value in exponents]
 
 
 def attention(models: list[torch.Tensor]) -> list[list[float]]:
@@ -65,5 +75,5 @@ def attention(models: list[torch.Tensor]) -> list[list[float]]:
     return ((stacked @ stacked.T + 1) / 2).tolist()
 
 
-def _flat(factors) -> torch.Tensor:
+def _flat(factors: Factors) -> torch.Tensor:
     return torch.cat([part.flatten() for name in sorted(factors) for part in factors[name]])

@@ -8,14 +8,16 @@ from fedecider.methods.fedavg import FedAvg
 
 
 class FFALoRA(FedAvg):
-    """fedavg of B alone."""
+    """fedavg of B alone; the frozen A is the start that all clients share through the seed."""
 
-    name = "ffa-lora"
+    name, label = "ffa-lora", "FFA-LoRA"
+    color, order = "#E69F00", 42
+    grid = {"lr": [1e-3, 2e-3, 4e-3]}
 
-    def trains(self, number):
-        """B; the frozen A is the start that all clients share through the seed."""
-        return "B"
+    def fit(self, client, round):
+        """B."""
+        return client.fit(round, factors="B")
 
-    def shares(self, number):
+    def shared_factors(self, round):
         """B."""
         return "B"

@@ -7,10 +7,10 @@ frozen weights and starts a fresh LoRA each round.
 
 import torch
 
-from fedecider.client import seeded
 from fedecider.direction import canonical, stack
-from fedecider.methods.fedavg import FedAvg
-from fedecider.methods.local import Downloads, Uploads
+from fedecider.methods.base import Downloads, Uploads
+from fedecider.methods.fedavg import FedAvg, example_shares
+from fedecider.training import generator_of
 
 _FOLDED = "folded"
 
@@ -18,21 +18,22 @@ _FOLDED = "folded"
 class FLoRA(FedAvg):
     """Clients share one base here, so what is folded in is kept beside it, with weight 1."""
 
-    name = "flora"
+    name, label = "flora", "FLoRA"
+    color, order = "#CC79A7", 43
 
-    def aggregate(self, uploads: Uploads, numbers: dict[str, float], number: int) -> Downloads:
+    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
         """Every client's pair, B scaled by its weight: side by side they are the weighted sum."""
-        total = sum(numbers[client] for client in uploads)
+        shares = example_shares(uploads)
         scaled = {
-            client: {name: pair.scaled(numbers[client] / total) for name, pair in factors.items()}
-            for client, factors in uploads.items()
+            client: {name: pair.scaled(shares[client]) for name, pair in upload.factors.items()}
+            for client, upload in uploads.items()
         }
         return {client: scaled for client in uploads}
 
-    def receive(self, client, downloads, adapter, number):
+    def receive(self, client, downloads, round):
         """Fold the stack in, and start anew: A drawn for this client and round, B = 0."""
-        model = client.model
-        before = model.foreign.get(_FOLDED, {})
+        model, adapter = client.model, client.adapter
+        before = model.peer_directions.get(_FOLDED, {})
         folded = {}
         for name in adapter.names:
             parts = [before[name]] if name in before else []
@@ -43,10 +44,10 @@ class FLoRA(FedAvg):
                 short = canonical(pair)
                 pair = pair if short is None else short.low_rank().to(torch.float32)
             folded[name] = pair
-        model.factors = adapter.drawn(seeded(self.config, f"{client.name} fresh", number))
-        model.foreign = {_FOLDED: folded}
-        model.alpha = self.weights(model, adapter)
+        model.factors = adapter.draw(generator_of(self.config, f"{client.name} fresh", round))
+        model.peer_directions = {_FOLDED: folded}
+        model.alpha = self.initial_alpha(model, adapter)
 
-    def weights(self, model, adapter):
+    def initial_alpha(self, model, adapter):
         """1: what is folded into the base is part of it."""
-        return torch.ones_like(super().weights(model, adapter))
+        return torch.ones_like(super().initial_alpha(model, adapter))

@@ -4,36 +4,48 @@ Up and down: A, B. For client i and layer l the weights are
 
     w_ij = softmax_j( cos(dW_i, dW_j) / tau ),  j over all clients, i included,
 
-and A and B are averaged apart with them. The paper shows this as a way that does not measure how
-related domains are; only its name is public, the formula is our reconstruction.
+and A and B are averaged separately with them. The paper shows this as a way that does not measure
+how related domains are; only its name is public, the formula is our reconstruction.
 """
 
 import torch
+from pydantic import Field
 
 from fedecider.gram import cosines, gram
+from fedecider.methods.base import Downloads, NoSettings, Upload, Uploads
 from fedecider.methods.fedavg import FedAvg, average
-from fedecider.methods.local import Downloads, Uploads
 
 
 class LoRASim(FedAvg):
     """A mean of its own for every client and layer."""
 
-    name = "lora-sim"
-    number_sent = ""
+    class Settings(NoSettings):
+        """Of lora-sim."""
 
-    def aggregate(self, uploads: Uploads, numbers: dict[str, float], number: int) -> Downloads:
+        temperature: float = Field(1.0, gt=0, description="of the softmax over cosine similarities")
+
+    name, label = "lora-sim", "LoRA-Sim"
+    color, order = "#44AA99", 46
+    grid = {"temperature": [0.1, 0.3, 1.0]}
+
+    def upload(self, client, round):
+        """The raw factors alone."""
+        return Upload(client.model.factors)
+
+    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
         """Layer-wise softmax of cosines; a zero update counts as an orthogonal one."""
         clients = sorted(uploads)
-        similar = cosines(gram([uploads[client] for client in clients]))
+        similarities = cosines(gram([uploads[client].factors for client in clients]))
+        temperature = self.settings.temperature
         shares = {
-            name: torch.softmax(one.nan_to_num(0.0) / self.config.sim_temperature, dim=1).tolist()
-            for name, one in similar.items()
+            name: torch.softmax(cosine.nan_to_num(0.0) / temperature, dim=1).tolist()
+            for name, cosine in similarities.items()
         }
-        found = {}
+        downloads: Downloads = {}
         for i, client in enumerate(clients):
             weights = {
                 other: {name: rows[i][j] for name, rows in shares.items()}
                 for j, other in enumerate(clients)
             }
-            found[client] = {"personal": average(uploads, weights)}
-        return found
+            downloads[client] = {"personal": average(uploads, weights)}
+        return downloads

@@ -10,12 +10,14 @@ from fedecider.methods.fedavg import FedAvg
 class RoLoRA(FedAvg):
     """Alternating fedavg; B comes first, since with B = 0 the gradient of A is zero."""
 
-    name = "rolora"
+    name, label = "rolora", "RoLoRA"
+    color, order = "#882255", 45
+    grid = {"lr": [1e-3, 2e-3, 4e-3]}
 
-    def trains(self, number):
+    def fit(self, client, round):
         """B in odd rounds (1-based), A in even ones."""
-        return "B" if number % 2 else "A"
+        return client.fit(round, factors=self.shared_factors(round))
 
-    def shares(self, number):
+    def shared_factors(self, round):
         """What was trained."""
-        return self.trains(number)
+        return "B" if round % 2 else "A"

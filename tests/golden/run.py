@@ -24,7 +24,7 @@ ENVIRONMENT = {
 }
 PREPARE = {"planted_users": 60, "planted_items": 40, "planted_history": 8, "negatives": 9}
 SETTINGS = {
-    "backbone": "tiny",
+    "model": "tiny",
     "device": "cpu",
     "dtype": "float32",
     "top_layers": 1,
@@ -44,21 +44,24 @@ SETTINGS = {
 }
 # Settings that the methods' own runs do not reach; name -> method and what differs.
 VARIANTS = {
-    "int8 and truncated": ("fedecider", {"wire": "int8", "truncate": 1}),
-    "bfloat16, column norm": ("fedecider", {"wire": "bfloat16", "norm": "column"}),
-    "noise, spectral norm": ("fedecider", {"noise": 0.3, "norm": "spectral"}),
+    "int8 and truncated": ("fedecider", {"payload_dtype": "int8", "truncate": 1}),
+    "bfloat16, column norm": ("fedecider", {"payload_dtype": "bfloat16", "norm": "column"}),
+    "noise, spectral norm": ("fedecider", {"direction_noise": 0.3, "norm": "spectral"}),
     "the server extracts": ("fedecider", {"send": "update", "alpha_scope": "client"}),
     "alpha from the own norm": (
         "fedecider",
         {"alpha_init": 0.3, "alpha_sign": "nonnegative", "alpha_warmup": 1, "alpha_scope": "layer"},
     ),
     "no direction, alpha_init": ("fedecider-no-direction", {"alpha_init": 0.3}),
-    "instruction form": ("fedecider", {"form": "instruction", "windows": 2, "rounds": 2}),
+    "instruction form": (
+        "fedecider",
+        {"prompt_template": "instruction", "windows_per_user": 2, "rounds": 2},
+    ),
     "all layers, two epochs": (
         "fedavg",
         {"top_layers": None, "local_epochs": 2, "weight_decay": 0.1, "rounds": 2},
     ),
-    "feddpa, one instance": ("feddpa", {"dpa_weight": 0.9, "dpa_samples": 1}),
+    "feddpa, one instance": ("feddpa", {"max_weight": 0.9, "instances": 1}),
 }
 
 
@@ -97,10 +100,6 @@ def numbers(run: Path, payloads: set[str]) -> tuple[dict, dict]:
     frames["ranks"] = pd.read_parquet(run / "ranks.parquet")
     found, plain = {}, {}
     for name, frame in frames.items():
-        if name in ("metrics", "ranks"):
-            popular = frame["method"] == "popularity"
-            found[f"popularity {name}"] = table(frame[popular])
-            frame = frame[~popular]
         found[name] = table(frame)
     found["payloads"] = digest(" ".join(sorted(payloads)))
     adapters = []
@@ -108,7 +107,7 @@ def numbers(run: Path, payloads: set[str]) -> tuple[dict, dict]:
         for name, tensor in sorted(load_file(path).items()):
             adapters.append(path.parent.name.encode() + name.encode() + tensor.numpy().tobytes())
     found["adapters"] = digest(b"".join(adapters))
-    ranks = frames["ranks"][frames["ranks"]["method"] != "popularity"]
+    ranks = frames["ranks"]
     plain["ranks"] = ranks.sort_values(["domain", "protocol", "ranker", "user_id"])["rank"].tolist()
     plain["losses"] = frames["rounds"][["train_loss", "valid_loss", "update_norm"]].values.tolist()
     return found, plain
@@ -121,8 +120,8 @@ def main(dataset: str, out: str) -> None:
     torch.set_num_threads(1)
     import data_prep
     from fedecider import RunConfig, federation, wire
-    from fedecider.backbone import load
     from fedecider.domains import data_digest, read_domains
+    from fedecider.engine.backbone import load
     from fedecider.methods import METHODS
 
     payloads: set[str] = set()
@@ -145,8 +144,8 @@ def main(dataset: str, out: str) -> None:
         digests, plain = {}, {}
         for name, (method, change) in todo.items():
             payloads.clear()
-            config = RunConfig(
-                data=data,
+            config = RunConfig.of(
+                prepared=data,
                 folder=root / "runs" / name,
                 dataset=dataset,
                 method=method,

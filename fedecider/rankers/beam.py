@@ -1,9 +1,11 @@
 """Ranker `trie`: beam search in which every hypothesis is an item (method, section 6; our own).
 
+Items that the search does not reach are tied behind all others.
+
 The catalogue's titles form a tree of tokens, with chains of single children merged into edges of a
 few tokens. A step scores the edges that leave a user's hypotheses by their first token, keeps the
 best `beams`, and feeds whole edges: a title needs fewer steps than it has tokens, and one that
-turns out unlikely is left half-way. Users are batched; see `cache` for what is kept of them.
+turns out unlikely is left half-way. Users are batched; `engine.kv_cache` keeps their prompts.
 """
 
 from collections.abc import Sequence
@@ -16,15 +18,45 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fedecider.adapter import Adapter
-from fedecider.backbone import Backbone
-from fedecider.cache import Cache, Prompts
-from fedecider.likelihood import log_probs
+from fedecider.engine.backbone import Backbone
+from fedecider.engine.cross_entropy import log_probs
+from fedecider.engine.kv_cache import KVCache, PromptCache
+from fedecider.engine.packing import pack
 from fedecider.metrics import rank_of
-from fedecider.sequences import pack
+from fedecider.rankers.base import Ranking, Ranks
 
 _BUDGET = 4096  # prompt tokens a batch of users
 _STEP = 4  # tokens of a hypothesis that a step feeds at most
 _GOING = 0.8  # share of a batch's users still searching below which the others are left out
+
+
+class Trie:
+    """Ranks the whole catalogue."""
+
+    name, label, protocol = "trie", "trie", "catalogue"
+
+    def rank(self, ranking: Ranking) -> Ranks:
+        """Ranks of the test users; nothing is chosen on validation."""
+        data, adapter = ranking.data, ranking.adapter
+        items = data.domain.items.index
+        root = build([data.catalogue.tokens[item] for item in items], data.template.end)
+        prompts = PromptCache(
+            adapter.backbone,
+            ranking.prompts(data.test_users, "test"),
+            adapter.first,
+            f"{data.name} prompts",
+        )
+        index = {user: place for place, user in enumerate(data.test_users)}
+        ranked: dict[str, int] = {}
+        for users, model in ranking.served("test"):
+            rows = [index[user] for user in users]
+            with model.mixture(adapter, data.config.direction):
+                titles = search(
+                    adapter, root, prompts, ranking.config.beams, f"{data.name} trie", rows
+                )
+            targets = [items.get_loc(data.domain.test[user]) for user in users]
+            ranked |= dict(zip(users, ranks(titles, targets, len(items)), strict=True))
+        return [ranked[user] for user in data.test_users], {}
 
 
 @dataclass
@@ -120,13 +152,13 @@ class _Search:
     def __init__(self, root: Node, beams: int, row: int):
         self.beams = beams
         self.running = [_Hypothesis(0.0, root, (), 0, [], row)]
-        self.found: list[tuple[float, list[int]]] = []
+        self.titles: list[tuple[float, list[int]]] = []
 
     def complete(self, score: float, items: list[int]) -> None:
         """Note a whole title; the best are kept, the lower item first among equals."""
-        self.found.append((score, items))
-        self.found.sort(key=lambda one: (-one[0], one[1]))
-        del self.found[self.beams :]
+        self.titles.append((score, items))
+        self.titles.sort(key=lambda title: (-title[0], title[1]))
+        del self.titles[self.beams :]
 
     def choose(self, scores: list[np.ndarray]) -> None:
         """Go on along the best edges; scores[i] are those of the edges of running[i]'s node."""
@@ -134,16 +166,16 @@ class _Search:
             for edge in np.flatnonzero(hypothesis.node.last):
                 self.complete(values[edge].item(), hypothesis.node.edges[edge].node.items)
         # Scores only fall: what is no better than the last of a full list cannot enter it.
-        bound = self.found[-1][0] if len(self.found) == self.beams else -np.inf
+        bound = self.titles[-1][0] if len(self.titles) == self.beams else -np.inf
         open_ends = [
-            (-values[edge].item(), place, edge)
-            for place, (hypothesis, values) in enumerate(zip(self.running, scores, strict=True))
+            (-values[edge].item(), index, edge)
+            for index, (hypothesis, values) in enumerate(zip(self.running, scores, strict=True))
             for edge in _largest(np.where(hypothesis.node.last, -np.inf, values), self.beams)
             if values[edge] > bound
         ]
         chosen = []
-        for score, place, edge in sorted(open_ends)[: self.beams]:
-            before = self.running[place]
+        for score, index, edge in sorted(open_ends)[: self.beams]:
+            before = self.running[index]
             tokens, node = before.node.edges[edge]
             depth = before.depth + len(before.path)
             chosen.append(_Hypothesis(-score, node, tokens, depth, before.slots))
@@ -160,7 +192,7 @@ def _largest(values: np.ndarray, count: int) -> list[int]:
 def search(
     adapter: Adapter,
     root: Node,
-    prompts: Prompts,
+    prompts: PromptCache,
     beams: int,
     label: str = "",
     only: Sequence[int] | None = None,
@@ -168,28 +200,28 @@ def search(
     """Per prompt the best `beams` titles, as (log p of title and end, items), best first.
 
     Of all prompts, or of those with the indices `only`, in that order.
-    Enter a mixture before to search with foreign directions. A beam keeps `beams` paths on their
+    Enter a mixture before to search with the peers' directions. A beam keeps `beams` paths on their
     way beside the complete titles, until none of them can enter the list of the best.
     """
     wanted = list(range(len(prompts.sizes)) if only is None else only)
     order = sorted(wanted, key=lambda index: (prompts.sizes[index], index))
     results: dict[int, list[tuple[float, list[int]]]] = {}
     with tqdm(total=len(order), desc=label, unit="user", leave=False, mininterval=1) as bar:
-        for some in pack([prompts.sizes[index] for index in order], _BUDGET):
-            indices = [order[place] for place in some]
+        for packed in pack([prompts.sizes[index] for index in order], _BUDGET):
+            indices = [order[position] for position in packed]
             searches = [_Search(root, beams, row) for row in range(len(indices))]
             cache, states = prompts.batch(indices)
             _expand(adapter.backbone, searches, states)
             while True:
-                going = [place for place, one in enumerate(searches) if one.running]
+                going = [row for row, beam in enumerate(searches) if beam.running]
                 if len(going) < _GOING * len(indices) or not going:
-                    for index, one in zip(indices, searches, strict=True):
-                        results[index] = one.found
+                    for index, beam in zip(indices, searches, strict=True):
+                        results[index] = beam.titles
                     bar.update(len(indices) - len(going))
                     if not going:
                         break
-                    indices = [indices[place] for place in going]
-                    searches = [searches[place] for place in going]
+                    indices = [indices[row] for row in going]
+                    searches = [searches[row] for row in going]
                     cache.keep(going)
                 lengths = [prompts.sizes[index] for index in indices]
                 states = _feed(adapter.backbone, searches, cache, lengths)
@@ -197,22 +229,26 @@ def search(
     return [results[index] for index in wanted]
 
 
-def _feed(backbone: Backbone, searches: list[_Search], cache: Cache, lengths: list[int]) -> Tensor:
+def _feed(
+    backbone: Backbone, searches: list[_Search], cache: KVCache, lengths: list[int]
+) -> Tensor:
     """Feed every hypothesis' edge; their normed states, (T, width)."""
-    fed = [sum(len(path.fed) for path in one.running) for one in searches]
+    fed = [sum(len(path.fed) for path in beam.running) for beam in searches]
     width, before = max(fed), cache.slots
-    ids, positions, place = [], [], []
+    ids: list[int] = []
+    positions: list[int] = []
+    of_row: list[int] = []
     rows = torch.zeros(len(searches), width, dtype=torch.long)
     seen = torch.zeros(len(searches), width, before + width, dtype=torch.bool)
     seen[:, :, : cache.real.shape[1]] = cache.real.cpu()[:, None]
-    for user, one in enumerate(searches):
+    for user, beam in enumerate(searches):
         at = 0
-        for path in one.running:
+        for path in beam.running:
             path.row = len(ids)
             count = len(path.fed)
             own = range(at, at + count)
             rows[user, at : at + count] = torch.arange(len(ids), len(ids) + count)
-            place += [user * width + token for token in own]
+            of_row += [user * width + token for token in own]
             ids += path.fed
             start = lengths[user] + path.depth
             positions += range(start, start + count)
@@ -223,7 +259,7 @@ def _feed(backbone: Backbone, searches: list[_Search], cache: Cache, lengths: li
             path.slots = [*path.slots, *(before + token for token in own)]
             at += count
     device = backbone.device
-    cache.step(rows.to(device), torch.tensor(place, device=device), ~seen.to(device))
+    cache.step(rows.to(device), torch.tensor(of_row, device=device), ~seen.to(device))
     embedded = backbone.embed(torch.tensor(ids))
     return backbone.normed(backbone.blocks(embedded, torch.tensor(positions), cache)[0])
 
@@ -232,8 +268,8 @@ def _expand(backbone: Backbone, searches: list[_Search], states: Tensor) -> None
     """Score what follows the fed tokens: the rest of each edge, then the edges behind it."""
     source: list[np.ndarray] = []
     token: list[np.ndarray] = []
-    for one in searches:
-        for path in one.running:
+    for beam in searches:
+        for path in beam.running:
             rest = len(path.path) - 1
             if rest > 0:
                 source.append(np.arange(path.row, path.row + rest))
@@ -245,9 +281,9 @@ def _expand(backbone: Backbone, searches: list[_Search], states: Tensor) -> None
     pairs = (torch.from_numpy(np.concatenate(x)).to(backbone.device) for x in (source, token))
     values = log_probs(states, backbone.head, *pairs).double().cpu().numpy()
     at = 0
-    for one in searches:
+    for beam in searches:
         going, scores = [], []
-        for path in one.running:
+        for path in beam.running:
             rest = max(len(path.path) - 1, 0)
             path.score += values[at : at + rest].sum().item()
             at += rest
@@ -256,21 +292,23 @@ def _expand(backbone: Backbone, searches: list[_Search], states: Tensor) -> None
                 scores.append(path.score + values[at : at + len(path.node.first)])
                 at += len(path.node.first)
             else:
-                one.complete(path.score, path.node.items)
-        one.running = going
+                beam.complete(path.score, path.node.items)
+        beam.running = going
         if going:
-            one.choose(scores)
+            beam.choose(scores)
 
 
-def ranks(found: list[list[tuple[float, list[int]]]], targets: Sequence[int], items: int):
-    """Rank of each target item: its place among the found ones, else that of the whole catalogue.
+def ranks(
+    titles: list[list[tuple[float, list[int]]]], targets: Sequence[int], items: int
+) -> list[int]:
+    """Rank of each target item: its place among the titles, else that of the whole catalogue.
 
-    Items that the search did not find are tied behind all others, and ties count against the model.
+    Items that the search did not reach are tied behind all others; ties count against the model.
     """
     ranks = []
-    for titles, target in zip(found, targets, strict=True):
+    for listed, target in zip(titles, targets, strict=True):
         scores = np.full(items, -np.inf)
-        for score, same in titles:
+        for score, same in listed:
             scores[same] = score
         ranks.append(rank_of(scores, target))
     return ranks

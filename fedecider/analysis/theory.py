@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fedecider.backbone import Backbone, load
+from fedecider.sequences import TrainingSet, make_form, pack
+from fedecider.trunk import Trunk
 from torch import Tensor
 from tqdm import tqdm
 
 from fedecider import saved
 from fedecider.adapter import Adapter, Factors
-from fedecider.backbone import Backbone, load
 from fedecider.client import ClientData, token_losses
 from fedecider.direction import LowRank, combine, direction, inner
 from fedecider.mixture import Mixture, Scope, group_index
-from fedecider.sequences import TrainingSet, make_form, pack
-from fedecider.trunk import Trunk
 
 COLUMNS = ["dataset", "method", "seed", "client", "statement", "measured", "deviation"]
 COLUMNS += ["tolerance", "holds", "cases", "run"]

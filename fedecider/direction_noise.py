@@ -1,4 +1,4 @@
-"""Noise on what a client sends (our reconstruction)."""
+"""Gaussian noise on a direction that a client sends (our reconstruction)."""
 
 import math
 
@@ -39,12 +39,13 @@ def noised(
     B, A = form.low_rank()
     (d_out, k), d_in = B.shape, A.shape[1]
 
-    def drawn(factor: torch.Tensor, deviation: float) -> torch.Tensor:
-        place = {"dtype": torch.float64, "device": generator.device}
-        fresh = torch.randn(factor.shape, generator=generator, **place)
-        return factor + deviation * fresh.to(factor.device)
+    def with_noise(factor: torch.Tensor, deviation: float) -> torch.Tensor:
+        noise = torch.randn(
+            factor.shape, generator=generator, dtype=torch.float64, device=generator.device
+        )
+        return factor + deviation * noise.to(factor.device)
 
     moved = LowRank(
-        drawn(B, sigma / math.sqrt(2 * d_out * k)), drawn(A, sigma / math.sqrt(2 * d_in))
+        with_noise(B, sigma / math.sqrt(2 * d_out * k)), with_noise(A, sigma / math.sqrt(2 * d_in))
     )
     return unit(moved, kind)

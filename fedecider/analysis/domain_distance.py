@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-
-from fedecider.adapter import Adapter
 from fedecider.backbone import load
-from fedecider.domains import Domain, read_domains, some_users
 from fedecider.ranking import embed_titles
 from fedecider.sequences import HistoryForm
+
+from fedecider.adapter import Adapter
+from fedecider.domains import Domain, read_domains, some_users
 
 _SAMPLE = 1000  # vectors a domain; the mean of 10^6 pairs is exact enough for a picture
 

@@ -21,19 +21,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fedecider.backbone import Backbone, load
+from fedecider.privacy import noised
+from fedecider.ranking import Catalogue
+from fedecider.sequences import Example, TrainingSet, make_form, pack
+from fedecider.trunk import Trunk
 from scipy.stats import rankdata
 from tqdm import tqdm
 
 from fedecider import runs, saved
 from fedecider.adapter import Adapter, Factors
-from fedecider.backbone import Backbone, load
 from fedecider.client import token_losses
 from fedecider.domains import Domain, read_domain
 from fedecider.mixture import Mixture
-from fedecider.privacy import noised
-from fedecider.ranking import Catalogue
-from fedecider.sequences import Example, TrainingSet, make_form, pack
-from fedecider.trunk import Trunk
 
 COLUMNS = ["dataset", "method", "seed", "client", "attack", "c", "sigma", "auc", "low", "high"]
 COLUMNS += ["members", "nonmembers", "run"]

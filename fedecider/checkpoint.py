@@ -1,0 +1,210 @@
+"""The state of a run on disk; every tensor's name stands here.
+
+    checkpoint/round-003.safetensors   <client>/<state>/<tensor>, states model, best and pending
+    checkpoint/state.json              numbers, and the name of that file; renamed last
+    adapters/<client>/                 the chosen own LoRA as PEFT saves it; mixture.safetensors
+                                       beside it holds what else the model has
+
+Tensors of a model are `own/<module>/A`, `local/<module>/A`, `from <source>/<module>/A` (and B), and
+`alpha`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedecider import runs
+from fedecider.adapter import Adapter, Factors
+from fedecider.client import Best, Client, make_adapter
+from fedecider.config import RunConfig
+from fedecider.direction import LowRank
+from fedecider.domains import Domain, data_digest, read_domains
+from fedecider.engine.backbone import Backbone
+from fedecider.methods.fedecider import FeDecider
+from fedecider.mixture import ClientModel
+
+Tensors = dict[str, Tensor]
+
+
+def flatten(model: ClientModel) -> Tensors:
+    """A model's tensors by name; copies, since safetensors refuses tensors that share memory."""
+    parts: dict[str, Factors] = {"own": model.factors}
+    if model.local_lora is not None:
+        parts["local"] = model.local_lora
+    parts |= {f"from {source}": pairs for source, pairs in model.peer_directions.items()}
+    tensors = {
+        f"{part}/{module}/{name}": tensor.contiguous().clone()
+        for part, pairs in parts.items()
+        for module, pair in pairs.items()
+        for name, tensor in (("A", pair.A), ("B", pair.B))
+    }
+    if model.alpha is not None:
+        tensors["alpha"] = model.alpha.contiguous().clone()
+    return tensors
+
+
+def unflatten(tensors: Tensors, sources: Sequence[str]) -> ClientModel:
+    """The inverse of `flatten`; a source whose directions are all absent leaves no tensor."""
+    model = ClientModel({}, {source: {} for source in sources}, tensors.get("alpha"))
+    for name in sorted(tensors):
+        if not name.endswith("/A"):
+            continue
+        part, module, _ = name.split("/")
+        pair = LowRank(tensors[f"{part}/{module}/B"], tensors[name])
+        if part == "own":
+            model.factors[module] = pair
+        elif part == "local":
+            model.local_lora = {**(model.local_lora or {}), module: pair}
+        else:
+            model.peer_directions[part.removeprefix("from ")][module] = pair
+    return model
+
+
+# Between rounds
+
+
+def client_state(client: Client) -> tuple[Tensors, dict[str, Any]]:
+    """A client's tensors by name, and its numbers, after a round."""
+    models = {
+        "model": client.model,
+        "best": client.best.model,
+        "pending": ClientModel({}, client.pending_directions),
+    }
+    tensors = {
+        f"{state}/{name}": tensor
+        for state, model in models.items()
+        for name, tensor in flatten(model).items()
+    }
+    sources = {state: sorted(model.peer_directions) for state, model in models.items()}
+    return tensors, {
+        "best_loss": client.best.loss,
+        "best_round": client.best.round,
+        "sources": sources,
+    }
+
+
+def restore_client(client: Client, tensors: Tensors, numbers: dict[str, Any]) -> None:
+    """Put the state of `client_state` back."""
+    models = {
+        state: unflatten(_below(tensors, state), sources)
+        for state, sources in numbers["sources"].items()
+    }
+    client.model = models["model"]
+    client.pending_directions = models["pending"].peer_directions
+    client.best = Best(models["best"], numbers["best_loss"], numbers["best_round"])
+
+
+def save_round(folder: Path, round: int, clients: Sequence[Client]) -> None:
+    """The state after a round; the JSON file is renamed last and names the tensor file."""
+    tensors: Tensors = {}
+    numbers: dict[str, Any] = {}
+    for client in clients:
+        own, numbers[client.name] = client_state(client)
+        tensors |= {f"{client.name}/{name}": tensor for name, tensor in own.items()}
+    file = f"round-{round:03d}.safetensors"
+    with runs.atomic(folder / "checkpoint" / file) as beside:
+        save_file(tensors, beside)
+    state = {"round": round, "clients": numbers, "tensors": file}
+    runs.write_json(folder / "checkpoint" / "state.json", state)
+    for old in (folder / "checkpoint").glob("round-*.safetensors"):
+        if old.name != file:
+            old.unlink()
+
+
+def restore_round(folder: Path, clients: Sequence[Client]) -> int:
+    """The last finished round, its state put back; 0 for a fresh run."""
+    path = folder / "checkpoint" / "state.json"
+    if not path.exists():
+        return 0
+    state = json.loads(path.read_text())
+    tensors = load_file(path.parent / state["tensors"])
+    for client in clients:
+        restore_client(client, _below(tensors, client.name), state["clients"][client.name])
+    return state["round"]
+
+
+def _below(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors whose names begin with `prefix/`, without it."""
+    start = f"{prefix}/"
+    return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
+
+
+# At the end
+
+
+def save_model(folder: Path, model: ClientModel, adapter: Adapter) -> None:
+    """The own LoRA as PEFT writes it, and what else the model has beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter.load(model.factors)
+    adapter.save(folder)
+    if any(model.peer_directions.values()) or model.local_lora:
+        rest = ClientModel({}, model.peer_directions, model.alpha, model.local_lora)
+        sources = ",".join(sorted(model.peer_directions))
+        with runs.atomic(folder / "mixture.safetensors") as beside:
+            save_file(flatten(rest), beside, {"sources": sources})
+
+
+def load_model(folder: Path) -> ClientModel:
+    """The model that `save_model` wrote, factors raw (without gamma)."""
+    mixture = folder / "mixture.safetensors"
+    model = ClientModel({})
+    if mixture.exists():
+        with safe_open(mixture, "pt") as file:
+            sources = list(filter(None, file.metadata()["sources"].split(",")))
+        model = unflatten(load_file(mixture), sources)
+    adapter = load_file(folder / "adapter_model.safetensors")
+    for name in sorted(adapter):
+        if name.endswith(".lora_A.weight"):
+            module = name.removesuffix(".lora_A.weight")
+            pair = LowRank(adapter[f"{module}.lora_B.weight"], adapter[name])
+            model.factors[module.removeprefix("base_model.model.")] = pair
+    return model
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A finished run's settings, its data as it read them, and the models that it chose."""
+
+    folder: Path
+    config: RunConfig
+    domains: list[Domain]
+
+    def adapter(self, backbone: Backbone) -> Adapter:
+        """The run's adapter, to be closed by the caller; ValueError on another backbone."""
+        model = self.config.backbone.model
+        if backbone.name != model:
+            raise ValueError(f"{self.folder} was trained on {model}, not on {backbone.name}")
+        return make_adapter(self.config, backbone)
+
+    def model(self, client: str) -> ClientModel:
+        """The client's chosen model."""
+        return load_model(self.folder / "adapters" / client)
+
+    def sent(self, client: str, adapter: Adapter) -> Factors:
+        """The direction of the own update, as fedecider sends it; a zero update is absent."""
+        method = FeDecider(self.config.model_copy(update={"settings": {}}))
+        return method.directions(adapter.updates(self.model(client).factors))
+
+
+def read_run(folder: Path | str, data: Path | str) -> SavedRun:
+    """The finished run in a folder; `data` holds the prepared domains that it read.
+
+    Raises FileNotFoundError if no finished run is there, ValueError if the data are not those of
+    the run.
+    """
+    folder = Path(folder)
+    if not (folder / "result.json").exists():
+        raise FileNotFoundError(f"{folder} holds no finished run")
+    stored = runs.read_config(folder)
+    group = {**stored.config["data"], "prepared": data}
+    config = RunConfig(**{**stored.config, "data": group, "folder": folder})
+    domains = read_domains(data, config.data.domains, **config.limits())
+    if stored.data_digest != data_digest(domains):
+        raise ValueError(f"{folder} was trained on other data than those in {data}")
+    return SavedRun(folder, config, domains)

@@ -1,0 +1,194 @@
+"""What a method is: what a client trains, sends and takes in, and what the server makes of it.
+
+The defaults share nothing, so a method's file shows just how it differs from training alone. A new
+method is one file in this folder (see CONTRIBUTING.md): it is found by its class. On a client run
+`fit`, `upload`, `receive`, `models_for`; on the server `aggregate`; they share bytes and the
+configuration.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from fedecider.adapter import Adapter, Factors
+from fedecider.config import RunConfig
+from fedecider.direction import NormKind
+from fedecider.domains import Domain
+from fedecider.mixture import ClientModel, initial_alpha
+from fedecider.training import ClientData, Progress, TrainingReport
+from fedecider.wire import PayloadError, PayloadSpec
+
+Family = Literal["no language model", "reference", "federated", "ablation"]
+
+
+class Upload(NamedTuple):
+    """What a client sends: factors per module, and scalars by name.
+
+    A part of a pair that stays at home is None. `metrics` are scalars sent with the factors, such
+    as the number of training targets.
+    """
+
+    factors: Factors
+    metrics: dict[str, float] = {}
+
+
+Uploads = dict[str, Upload]  # client -> what it sent
+Downloads = dict[str, dict[str, Factors]]  # receiver -> source -> factors
+Served = list[tuple[list[str], ClientModel]]  # users and the model that serves them
+
+
+class NoSettings(BaseModel):
+    """A method without settings of its own; the base of those that have some."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MethodClient(Protocol):
+    """What a method sees of a client (see `fedecider.client.Client`)."""
+
+    name: str
+    data: ClientData
+    model: ClientModel
+    adapter: Adapter
+    pending_directions: dict[str, Factors]
+    report: TrainingReport
+    progress: Progress | None
+
+    def fit(self, round: int, **options: Any) -> TrainingReport:
+        """Local training, `fedecider.training.fit` on the client's own data and model."""
+        ...
+
+    def local_update(self, round: int) -> bytes:
+        """Train and encode what goes up."""
+        ...
+
+    def refuse_diverged(self, round: int) -> None:
+        """FloatingPointError if training went astray."""
+        ...
+
+
+class Method:
+    """Trains every client alone; sends and receives nothing."""
+
+    name: ClassVar[str]
+    label: ClassVar[str]  # in figures and tables
+    family: ClassVar[Family]
+    color: ClassVar[str]  # the same in every figure
+    order: ClassVar[int]  # of rows in tables
+    trains: ClassVar[bool] = True  # False: no rounds
+    learns_alpha: bool = False
+    sends_directions: bool = False
+    Settings: ClassVar[type[BaseModel]] = NoSettings
+    grid: ClassVar[dict[str, list[Any]]] = {"lr": [5e-4, 1e-3, 2e-3]}  # values to try in a search
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.settings: Any = self.own_settings(config)
+
+    @classmethod
+    def own_settings(cls, config: RunConfig) -> BaseModel:
+        """The validated settings of the method; ValueError in one sentence if they are unfit."""
+        try:
+            return cls.Settings(**config.settings)
+        except ValidationError as error:
+            entry = error.errors()[0]
+            name = ".".join(str(part) for part in entry["loc"])
+            if entry["type"] == "extra_forbidden":
+                known = ", ".join(cls.Settings.model_fields) or "none"
+                message = f"{cls.name} has no setting {name!r}; its own are: {known}"
+            else:
+                message = f"{name} of {cls.name}: {entry['msg']}, not {entry['input']!r}"
+            raise ValueError(message) from error
+
+    # On a client
+
+    def fit(self, client: MethodClient, round: int) -> TrainingReport:
+        """Local training in a round (1-based): A, B and, where learned, alpha."""
+        return client.fit(round)
+
+    def initial_alpha(self, model: ClientModel, adapter: Adapter) -> Tensor:
+        """Weights of the peers' updates before any is learned, (groups, sources)."""
+        direction = self.config.direction
+        own = adapter.updates(model.factors)
+        sources = sorted(model.peer_directions)
+        return initial_alpha(adapter, sources, direction.alpha_scope, direction.alpha_init, own)
+
+    def upload(self, client: MethodClient, round: int) -> Upload | None:
+        """What the client sends after training; None for nothing."""
+        return None
+
+    def receive(self, client: MethodClient, downloads: dict[str, Factors], round: int) -> None:
+        """What the client does with the decoded downloads, by source."""
+
+    def models_for(
+        self, data: ClientData, model: ClientModel, adapter: Adapter, split: str
+    ) -> Served:
+        """The model that serves each user of a split: users and their model, group by group."""
+        return [(data.users(split), model)]
+
+    # On the wire
+
+    def shared_factors(self, round: int) -> str:
+        """Factors that travel in a round, up and down: "AB", "A" or "B"."""
+        return "AB"
+
+    @property
+    def upload_norm(self) -> NormKind | None:
+        """Norm in which every uploaded module must be a direction, or None."""
+        return None
+
+    @property
+    def download_norm(self) -> NormKind | None:
+        """The same for downloads."""
+        return None
+
+    # On the server
+
+    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
+        """From decoded uploads to downloads."""
+        return {}
+
+    # In one process only
+
+    def fit_all(self, clients: Sequence[MethodClient], round: int) -> dict[str, bytes]:
+        """A round of training on every client; what each sends.
+
+        A reference that pools what clients keep apart overrides it.
+        """
+        return {client.name: client.local_update(round) for client in clients}
+
+
+@runtime_checkable
+class CollaborativeFilter(Protocol):
+    """A method without a language model: it ranks by itself."""
+
+    def rank(
+        self, domain: Domain, protocols: Sequence[str]
+    ) -> tuple[dict[str, list[int]], dict[str, Any]]:
+        """Ranks of the domain's test users by protocol, and the settings that validation chose."""
+        ...
+
+
+def sent_metric(uploads: Uploads, name: str) -> dict[str, float]:
+    """A scalar that every client has to send, by client; PayloadError if one has not."""
+    for client, upload in uploads.items():
+        if name not in upload.metrics:
+            raise PayloadError(f"payload of {client} does not tell its {name}")
+    return {client: upload.metrics[name] for client, upload in uploads.items()}
+
+
+def payload_spec(
+    config: RunConfig, method: Method, shapes: dict[str, tuple[int, int]], round: int, *, up: bool
+) -> PayloadSpec:
+    """What a payload of that round must be, on its way up or down."""
+    direction = config.direction
+    return PayloadSpec(
+        shapes=shapes,
+        dtype=direction.payload_dtype,
+        rank=config.lora.rank,
+        parts=method.shared_factors(round),
+        unit=method.upload_norm if up else method.download_norm,
+        whole=direction.truncate is None,
+    )
