@@ -43,10 +43,11 @@ def numbers(
     """All that is drawn, one row per bar, point or cell.
 
     Columns: panel, method, label, color, baseline (label), metric, protocol, domain, other,
-    layer, mean, sd, seeds, runs. ``panel`` is "change" (points of the metric less those of ``baseline``,
-    :func:`figures.aggregate.changes`; a method without a run in a domain is a row without a mean),
-    "norm" or "cosine" (see :mod:`figures.update_geometry`); columns that a panel does not have are
-    empty. Raises ValueError as :func:`figures.select.scores` does, and for a lacking column.
+    layer, mean, sd, seeds, runs. ``panel`` is "change" (points of the metric less those
+    of ``baseline``, :func:`figures.aggregate.changes`; a method without a run in a domain is a row
+    without a mean), "norm" or "cosine" (see :mod:`figures.update_geometry`); columns that a
+    panel does not have are empty. Raises ValueError as :func:`figures.select.scores`
+    does, and for a lacking column.
     """
     change = aggregate.changes(metrics, dataset, protocol, methods, baseline, metric)
     norm = update_geometry.norms(geometry, dataset, baseline).assign(method=baseline)

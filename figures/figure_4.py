@@ -71,9 +71,10 @@ def alpha_correlations(
 
     All arguments are square frames over domains (rows learn, columns are sources); closeness is
     minus the distance. Returns one row for each argument that is not None: against
-    ("item closeness", "user closeness", "planted affinity"), spearman, n (cells with both numbers), same_order, pairs. Ties
-    get their mean rank. With fewer than 3 distinct pairs, or a constant side, there is no
-    correlation (NaN). The cells depend on each other, so no p-value is attached.
+    ("item closeness", "user closeness", "planted affinity"), spearman, n (cells with both
+    numbers), same_order, pairs. Ties get their mean rank. With fewer than 3 distinct pairs, or a
+    constant side, there is no correlation (NaN). The cells depend on each other, so no p-value is
+    attached.
 
     A correlation over all cells also sees that some clients take more than others. ``same_order``
     does not: of ``pairs`` pairs of sources that are not equally close to a client, in how many the
