@@ -148,7 +148,7 @@ def bars(
     colors = dict(zip(rows["label"], rows["color"], strict=True))
     sns.barplot(
         rows.dropna(subset="mean"), x="domain", y="mean", hue="label", order=list(domains),
-        hue_order=labels, palette=colors, saturation=1, errorbar=None, width=share,
+        hue_order=labels, palette=colors, saturation=1, errorbar=None, width=share, gap=0.06,
         edgecolor=style.INK, linewidth=0.6, legend=False, ax=axes,
     )  # fmt: skip
     axes.set(xlabel="", ylabel="")
@@ -210,7 +210,8 @@ def heatmap(
             axes.add_patch(Rectangle((i, i), 1, 1, **look))
         else:
             axes.text(j + 0.5, i + 0.5, "–", ha="center", va="center", fontsize=8)
-    names = [style.number(v, min(digits, 2)) for v in (low, (low + high) / 2, high)]
+    digits = 0 if float(low).is_integer() and float(high).is_integer() else digits
+    names = [style.number(v, digits) for v in (low, (low + high) / 2, high)]
     ticks = bar.xaxis if orientation == "horizontal" else bar.yaxis
     ticks.set_ticklabels(names)
     if orientation == "horizontal":
@@ -276,9 +277,7 @@ def place_labels(
             shift = np.array(rings)
             middle = at[i] + shift[:, :2]
             candidates = np.hstack([middle - half, middle + half])
-            near = np.clip(
-                at[i], candidates[:, :2], candidates[:, 2:]
-            )  # where the line ends
+            near = np.clip(at[i], candidates[:, :2], candidates[:, 2:])  # where the line ends
             cost = shift[:, 2] + 0.02 * np.abs(shift[:, 1]) / scale
             beyond = (candidates[:, :2] < [bounds.x0, bounds.y0]) | (
                 candidates[:, 2:] > [bounds.x1, bounds.y1]

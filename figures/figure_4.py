@@ -288,9 +288,12 @@ def _caption(numbers: pd.DataFrame) -> str:
     alpha = numbers[numbers["panel"] == "alpha"]
     if alpha.empty:
         return "no finished run: nothing learned to compare with"
-    rounds, layers, seeds = alpha[["rounds", "layers", "seeds"]].iloc[0]
+    rounds, layers, seeds = (
+        str(alpha["rounds"].iloc[0]),
+        *map(int, alpha[["layers", "seeds"]].iloc[0]),
+    )
     first = (
-        rf"$\alpha$: round{'s' * ('to' in str(rounds))} {rounds}, mean over "
+        rf"$\alpha$: round{'s' * ('to' in rounds)} {rounds}, mean over "
         f"{layers} layer{'s' * (layers != 1)} and {seeds} seed{'s' * (seeds != 1)}"
     )
     parts, orders = [], []

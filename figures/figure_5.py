@@ -82,7 +82,7 @@ def plot(numbers: pd.DataFrame, dataset: str) -> Figure:
             grid[used[-1], column].tick_params(labelbottom=True)
         for axes in grid[:, 0]:
             axes.set_ylabel(r"weight $\alpha$")
-        layers, seeds = numbers["layers"].max(), numbers["seeds"].max()
+        layers, seeds = int(numbers["layers"].max()), int(numbers["seeds"].max())
         of = f"{layers} layer{'s' * (layers > 1)}, {seeds} seed{'s' * (seeds > 1)}"
         about = f"lines: mean; bands: 10–90 % of single weights ({of})"
         figure.suptitle(f"{title}\n{about}", fontsize=10)
@@ -122,6 +122,6 @@ def _curves(
     sns.lineplot(
         named, x="x", y="mean", hue="source", hue_order=names, style="source", style_order=names,
         palette=[colors[s] for s in sources], markers=[markers[s] for s in sources], dashes=False,
-        errorbar=None, lw=1.6, ms=3.6, mec="none", markevery=every, legend=False, ax=axes,
+        errorbar=None, lw=1.6, ms=4.4, mec="none", markevery=every, legend=False, ax=axes,
     )  # fmt: skip
     axes.set(xlabel="", ylabel="")

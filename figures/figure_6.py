@@ -80,9 +80,10 @@ def plot(
 
     Panels of a setting without runs say so; without any run the figure is a note.
     """
-    title = f"{style.dataset_label(dataset)}: sensitivity to single settings"
     if numbers.empty:
-        return style.note("No finished sweep.", title=title)
+        return style.note("No finished sweep.", title=style.dataset_label(dataset))
+    label = numbers["label"].iloc[0]
+    title = f"{style.dataset_label(dataset)}: sensitivity of {label} to single settings"
     protocol = select.protocol_label(numbers["protocol"].iloc[0])
     name = f"{style.metric_label(metric)} (%)\n{protocol}"
     measures = {metric: (100, name), LOSS: (1, "validation loss\n(nats per token)")}
@@ -126,7 +127,7 @@ def _panel(axes: Axes, part: pd.DataFrame, values: list, factor: float, colors: 
         line = points[points["label"] == label]
         if line.empty:
             continue
-        look = {"color": color, "marker": "o", "ms": 5, "lw": 1.4, "mec": "none"}
+        look = {"color": color, "marker": "o", "ms": 5.6, "lw": 1.4, "mec": "none"}
         sns.lineplot(line, x="x", y="y", errorbar=None, legend=False, ax=axes, **look)
         if (line["seeds"] > 1).any():
             look = {"color": color, "ls": "", "elinewidth": 1, "capsize": 2.5}

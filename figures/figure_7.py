@@ -237,8 +237,8 @@ def _names(part: pd.DataFrame, numbers: pd.DataFrame) -> list[str]:
 
 
 def marker(order: int) -> str:
-    """A method keeps its marker whatever else is drawn."""
-    return style.MARKERS[int(order) % len(style.MARKERS)]
+    """A method keeps its marker whatever else is drawn; families begin at multiples of ten."""
+    return style.MARKERS[(int(order) + 2 * (int(order) // 10)) % len(style.MARKERS)]
 
 
 def _about(numbers: pd.DataFrame) -> str:

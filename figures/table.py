@@ -131,13 +131,10 @@ def to_styler(table: Table) -> Styler:
     # A fixed id: equal tables give equal HTML.
     styler = Styler(frame, uuid=table.label, caption=" ".join([table.caption, *table.notes]))
     left = [c for c, column in enumerate(table.columns) if column.align == "l"]
-    looks = pd.DataFrame("", frame.index, frame.columns)
-    for c in range(frame.shape[1]):
-        for r, cell in enumerate(frame.iloc[:, c]):
-            look = ["text-align: left"] if c in left else []
-            looks.iat[r, c] = "; ".join(look + ["font-weight: bold"] * cell.bold)
+    aligned = [{"selector": f"td.col{c}", "props": "text-align: left"} for c in left]
+    bold = frame.map(lambda cell: "font-weight: bold" * cell.bold)
     styler = styler.format(lambda cell: _text(cell).replace(" ± ", "\u00a0±\u00a0"))
-    return styler.apply(lambda _: looks, axis=None).hide(axis="index")
+    return styler.apply(lambda _: bold, axis=None).set_table_styles(aligned).hide(axis="index")
 
 
 def to_markdown(table: Table) -> str:

@@ -43,7 +43,7 @@ def numbers(
         domains = sorted(set(rows["domain"]))
     rows = rows[rows["domain"].isin(domains)]
     known = select.methods(metrics, names=[*expected, *rows["method"]])
-    groups = [*domains, select.MEAN] if len(domains) else []
+    groups = [*domains, select.MEAN]
     index = pd.MultiIndex.from_product([known.index, groups, select.METRICS], names=_KEYS)
     out = aggregate.by_domain(rows, domains).set_index(_KEYS).reindex(index).reset_index()
     out = out.astype({"mean": float, "sd": float})
@@ -80,7 +80,7 @@ def table(
     }
     columns = [Column("method", "Method", align="l"), Column("seeds", "Seeds")]
     domains = [domain for domain in dict.fromkeys(numbers["domain"]) if domain != select.MEAN]
-    for domain in [select.MEAN, *domains] if domains else []:
+    for domain in [select.MEAN, *domains] if len(numbers) else []:
         for metric in names:
             name, label = f"{domain} {metric}", style.metric_label(metric)
             group, form = style.domain_label(domain), f".{digits}f"
