@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
@@ -15,9 +16,9 @@ _COLUMNS = ("part", "ours", "against", "ratio", "low", "high", "at_least", "limi
 
 
 def summary(rows: list[Mapping]) -> pd.DataFrame:
-    """One row a comparison: part, ours, against, ratio (median), low, high (over runs), at_least.
+    """One row per comparison: part, ours, against, ratio (median), low, high (over runs), at_least.
 
-    Each mapping has part, ours, against, `ratios` (a series, one a run; more is better), at_least
+    Each mapping has part, ours, against, `ratios` (a series, one per run; more is better), at_least
     and limit_share, the share of the machine's matmul rate that ours reached (nan: not a matter of
     floating-point operations).
     """
@@ -34,13 +35,17 @@ def summary(rows: list[Mapping]) -> pd.DataFrame:
 
 
 def bars(table: pd.DataFrame, title: str) -> Figure:
-    """A bar a comparison, log axis: median ratio, range over runs, and what is asked."""
+    """A bar per comparison, log axis: median ratio, range over runs, and what is asked."""
     with style.context():
         figure = style.canvas(7.6, 1.3 + 0.52 * len(table))
         axes = figure.add_subplot()
+        colors = [_MISSED if row.ratio < row.at_least else _OURS for row in table.itertuples()]
+        places = [str(place) for place in range(len(table))]
+        sns.barplot(
+            x=list(table["ratio"]), y=places, order=places, hue=places, hue_order=places,
+            palette=colors, saturation=1, width=0.62, errorbar=None, legend=False, ax=axes,
+        )  # fmt: skip
         for place, row in enumerate(table.itertuples()):
-            met = not row.ratio < row.at_least
-            axes.barh(place, row.ratio, 0.62, color=_OURS if met else _MISSED, left=0)
             error = [[row.ratio - row.low], [row.high - row.ratio]]
             axes.errorbar(row.ratio, place, xerr=error, color=style.INK, capsize=3, lw=1.1)
             if row.at_least > 1:
@@ -57,7 +62,6 @@ def bars(table: pd.DataFrame, title: str) -> Figure:
             range(len(table)),
             [f"{row.part}: {row.ours}\nagainst {row.against}" for row in table.itertuples()],
         )
-        axes.invert_yaxis()
         axes.set_xscale("log")
         axes.set_xlim(1, 2.2 * max(table["high"].max(), table["at_least"].max()))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -74,14 +78,14 @@ def bars(table: pd.DataFrame, title: str) -> Figure:
 
 
 def slopes(grown: pd.DataFrame) -> pd.DataFrame:
-    """Least-squares slopes of log seconds and of log memory against log value, a row a line.
+    """Least-squares slopes of log seconds and of log memory against log value, a row per line.
 
     ``grown`` has axis, value, what, seconds, mib; the result axis, what, slope_seconds, slope_mib.
     """
     rows = []
-    for (axis, what), some in grown.groupby(["axis", "what"], sort=False):
+    for (axis, what), line in grown.groupby(["axis", "what"], sort=False):
         fits = [
-            np.polyfit(np.log(some["value"]), np.log(some[name].clip(lower=least)), 1)[0]
+            np.polyfit(np.log(line["value"]), np.log(line[name].clip(lower=least)), 1)[0]
             for name, least in _LEAST.items()
         ]
         rows.append((axis, what, *fits))
@@ -96,11 +100,11 @@ def growth(grown: pd.DataFrame, slopes: pd.DataFrame, quantity: str = "seconds")
     axes_names = list(dict.fromkeys(grown["axis"]))
     if not axes_names:
         return style.note("Growth was not measured.")
-    found = slopes.set_index(["axis", "what"])[f"slope_{quantity}"]
+    slope_of = slopes.set_index(["axis", "what"])[f"slope_{quantity}"]
     labels = {
         "clients": "clients",
         "rank": "rank of LoRA",
-        "history": "titles of a history",
+        "history": "titles per history",
         "catalogue": "titles in the catalogue",
     }
     names = {"seconds": "seconds", "mib": "MiB above the loaded model"}
@@ -108,25 +112,23 @@ def growth(grown: pd.DataFrame, slopes: pd.DataFrame, quantity: str = "seconds")
         figure = style.canvas(8.4, 6.6)
         grid = figure.subplots(2, 2)
         for axes, name in zip(grid.flat, axes_names, strict=False):
-            some = grown[grown["axis"] == name]
+            lines = grown[grown["axis"] == name]
             colors = style.domain_colors(dict.fromkeys(grown["what"]))
             for mark, (what, points) in zip(
-                style.MARKERS, some.groupby("what", sort=False), strict=False
+                style.MARKERS, lines.groupby("what", sort=False), strict=False
             ):
-                slope = style.number(found[name, what], 2)
-                axes.plot(
-                    points["value"],
-                    points[quantity].clip(lower=_LEAST[quantity]),
-                    marker=mark,
-                    color=colors[what],
-                    label=f"{what} (slope {slope})",
-                )
+                slope = style.number(slope_of[name, what], 2)
+                points = points.assign(y=points[quantity].clip(lower=_LEAST[quantity]))
+                sns.lineplot(
+                    points, x="value", y="y", marker=mark, color=colors[what], errorbar=None,
+                    label=f"{what} (slope {slope})", ax=axes,
+                )  # fmt: skip
             axes.set_xscale("log")
             axes.set_yscale("log")
-            values = sorted(set(some["value"]))
+            values = sorted(set(lines["value"]))
             axes.set_xticks(values, [str(value) for value in values])
             axes.xaxis.set_minor_formatter(NullFormatter())
-            low, high = (max(x, _LEAST[quantity]) for x in some[quantity].agg(["min", "max"]))
+            low, high = (max(x, _LEAST[quantity]) for x in lines[quantity].agg(["min", "max"]))
             axes.set_ylim(low / 2, high * 8)  # room for the legend
             axes.set_xlabel(labels.get(name, name))
             axes.set_ylabel(names[quantity])

@@ -1,12 +1,16 @@
-"""Boxes, arrows, byte counts and labels for the figures that are drawn rather than plotted."""
+"""What several figures draw alike: bars, heat maps, boxes and arrows, labels that keep apart."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
 from figures import style
@@ -123,6 +127,111 @@ def say(axes: Axes, text: str = NOT_RUN) -> None:
     axes.text(0.5, 0.5, text, color=style.FAINT, **middle)
 
 
+def bars(
+    axes: Axes,
+    rows: pd.DataFrame,
+    domains: Sequence[str],
+    texts: Sequence[str],
+    *,
+    share: float = 0.82,
+    turn: int = 0,
+    lines: dict[str, float] | None = None,
+) -> None:
+    """Grouped bars, one group per domain, one bar per method, with sd as error bars.
+
+    ``rows`` has one row per method and domain: method, label, color, domain, mean, sd, seeds; a
+    missing mean is a gap marked "not run". ``texts`` stand at the ends of the bars, turned by
+    ``turn`` degrees; one that would lie on its domain's dashed line (``lines``) goes above it.
+    ``share`` is what the bars fill of a group.
+    """
+    labels = list(dict.fromkeys(rows["label"]))
+    colors = dict(zip(rows["label"], rows["color"], strict=True))
+    sns.barplot(
+        rows.dropna(subset="mean"), x="domain", y="mean", hue="label", order=list(domains),
+        hue_order=labels, palette=colors, saturation=1, errorbar=None, width=share, gap=0.06,
+        edgecolor=style.INK, linewidth=0.6, legend=False, ax=axes,
+    )  # fmt: skip
+    axes.set(xlabel="", ylabel="")
+    low, high = axes.get_ylim()
+    room = 0.06 * (high - low)
+    halo = [withStroke(linewidth=2.2, foreground="white")]
+    for row, text in zip(rows.itertuples(), texts, strict=True):
+        place = labels.index(row.label) - (len(labels) - 1) / 2
+        x = list(domains).index(row.domain) + share * place / len(labels)
+        sides = {"ha": "center", "textcoords": "offset points", "fontsize": 7.5}
+        if row.mean != row.mean:
+            look = sides | {"va": "bottom", "rotation": 90, "color": style.FAINT}
+            axes.annotate(NOT_RUN, (x, 0), xytext=(0, 4), **look)
+            continue
+        sd = row.sd if row.seeds > 1 else 0.0
+        if row.seeds > 1:
+            axes.errorbar(x, row.mean, sd, color=style.INK, capsize=2.5, lw=1, zorder=3)
+        up = row.mean >= 0
+        end = row.mean + (sd if up else -sd)
+        line = (lines or {}).get(row.domain, end)
+        end = line if end <= line <= end + room else end
+        look = sides | {"va": "bottom" if up else "top", "rotation": turn, "zorder": 5}
+        axes.annotate(text, (x, end), xytext=(0, 3 if up else -3), path_effects=halo, **look)
+    axes.set_xlim(-0.5, len(domains) - 0.5)
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+
+
+def heatmap(
+    axes: Axes,
+    square: pd.DataFrame,
+    digits: int,
+    *,
+    palette: str,
+    limits: tuple[float, float],
+    bar: Axes,
+    orientation: str = "vertical",
+    labels: Sequence[str] = (),
+) -> None:
+    """A square frame over domains by seaborn, numbers in the cells, the diagonal hatched.
+
+    Colours span ``limits``, and their bar goes to the axes ``bar`` with three ticks. Missing cells
+    are white with a dash.
+    """
+    values = square.to_numpy(float).copy()
+    np.fill_diagonal(values, np.nan)
+    texts = [[style.number(v, digits) if v == v else "" for v in row] for row in values]
+    low, high = limits
+    sns.heatmap(
+        pd.DataFrame(values), annot=np.array(texts, dtype=object), fmt="", cmap=palette, vmin=low,
+        vmax=high, linewidths=1, linecolor="white", annot_kws={"fontsize": 8}, cbar_ax=bar,
+        cbar_kws={"orientation": orientation, "ticks": [low, (low + high) / 2, high]},
+        xticklabels=list(labels), yticklabels=list(labels), ax=axes,
+    )  # fmt: skip
+    for i, j in zip(*np.nonzero(np.isnan(values)), strict=True):
+        if i == j:
+            look = {"facecolor": "white", "edgecolor": "#c8c8c8", "hatch": "////"}
+            axes.add_patch(Rectangle((i, i), 1, 1, **look))
+        else:
+            axes.text(j + 0.5, i + 0.5, "–", ha="center", va="center", fontsize=8)
+    digits = 0 if float(low).is_integer() and float(high).is_integer() else digits
+    names = [style.number(v, digits) for v in (low, (low + high) / 2, high)]
+    ticks = bar.xaxis if orientation == "horizontal" else bar.yaxis
+    ticks.set_ticklabels(names)
+    if orientation == "horizontal":
+        ticks.set_ticks_position("top")
+    bar.tick_params(labelsize=7, length=2)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=style.FAINT, linewidth=0.8)
+    axes.set(xlabel="", ylabel="")
+    axes.tick_params(length=0)
+
+
+def legend_below(axes: Axes, handles: list[Line2D], columns: int) -> None:
+    """A legend under the axes, clear of what stands there."""
+    axes.figure.draw_without_rendering()
+    own, box = axes.get_window_extent(), axes.get_tightbbox()
+    gap = (own.y0 - box.y0) / own.height + 0.03
+    where = {"loc": "upper center", "bbox_to_anchor": (0.5, -gap), "ncols": columns}
+    axes.legend(handles=handles, fontsize=7.5, **where)
+
+
 def place_labels(
     axes: Axes,
     points: Sequence[tuple[float, float]],
@@ -167,24 +276,24 @@ def place_labels(
             ]
             shift = np.array(rings)
             middle = at[i] + shift[:, :2]
-            found = np.hstack([middle - half, middle + half])
-            near = np.clip(at[i], found[:, :2], found[:, 2:])  # where the leader line ends
+            candidates = np.hstack([middle - half, middle + half])
+            near = np.clip(at[i], candidates[:, :2], candidates[:, 2:])  # where the line ends
             cost = shift[:, 2] + 0.02 * np.abs(shift[:, 1]) / scale
-            beyond = (found[:, :2] < [bounds.x0, bounds.y0]) | (
-                found[:, 2:] > [bounds.x1, bounds.y1]
+            beyond = (candidates[:, :2] < [bounds.x0, bounds.y0]) | (
+                candidates[:, 2:] > [bounds.x1, bounds.y1]
             )
             cost += 1e6 * beyond.any(axis=1)
             taken = np.array([boxes[j] for j in boxes if j != i]).reshape(-1, 4)
             drawn = [lines[j] for j in lines if j != i]
-            cost += 1e4 * _hits(found, np.vstack([taken, marks])).sum(axis=1)
+            cost += 1e4 * _hits(candidates, np.vstack([taken, marks])).sum(axis=1)
             path = at[i] + np.linspace(0, 1, 12)[1:, None, None] * (near - at[i])
             along = np.vstack([taken, marks])
             along = along[~_inside(at[i][None, None], along)[0, 0]]  # not those it starts in
             cost += 2e3 * _inside(path, along).any(axis=0).sum(axis=1)
             for line in drawn:
-                cost += 2e3 * _inside(line[:, None], found).any(axis=0)[0]
+                cost += 2e3 * _inside(line[:, None], candidates).any(axis=0)[0]
             best = int(cost.argmin())
-            boxes[i], lines[i] = found[best], path[:, best]
+            boxes[i], lines[i] = candidates[best], path[:, best]
     back = axes.transData.inverted()
     for i, text in enumerate(texts):
         center = (boxes[i][:2] + boxes[i][2:]) / 2

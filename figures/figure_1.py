@@ -6,7 +6,6 @@ not public, so the caller names the protocol and each gets a figure of its own. 
 own.
 """
 
-import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -14,14 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 
-from figures import drawing, frames, style
+from figures import aggregate, drawing, select, style
 
 _GROUP = 0.82  # share of a domain's slot that its bars fill
 _SETTING = (5.0, 3.7)  # inches of the drawing
 _MOST = 3  # clients drawn; more are counted
 _PAIRS = ((0, 0), (0, 1), (1, 1), (1, 2), (2, 0), (2, 2))  # who chose what, in the sketch of data
+_DASHES = (0, (4, 2))
 
 
 def numbers(
@@ -30,83 +29,87 @@ def numbers(
     protocol: str,
     *,
     methods: Sequence[str] = ("local", "fedavg"),
-    metric: str = "hit@5",
-    ranker: str | None = None,
-) -> pd.DataFrame:
-    """What the bars and popularity's line show: the columns of :func:`figures.frames.summary`.
-
-    mean and sd are shares (0..1); ``runs`` names the folders. Methods without a run have no row.
-    Raises ValueError as :func:`figures.frames.scores` does.
-    """
-    rows = frames.scores(metrics, dataset, protocol, ranker)
-    rows = rows[(rows["metric"] == metric) & rows["method"].isin([*methods, "popularity"])]
-    return frames.summary(rows)
-
-
-def local_vs_fedavg(
-    metrics: pd.DataFrame,
-    dataset: str,
-    protocol: str,
-    *,
-    methods: Sequence[str] = ("local", "fedavg"),
+    reference: str = "popularity",
     metric: str = "hit@5",
     ranker: str | None = None,
     domains: Sequence[str] | None = None,
-) -> Figure:
-    """The setting beside grouped bars, one group a domain, one bar a method, in %.
+) -> pd.DataFrame:
+    """One row per method, domain (and "mean"): what the bars and the line of ``reference`` show.
 
-    ``metrics`` is the frame of ``fedecider.runs.metrics``. Bars are means over seeds; error bars,
-    drawn where there is more than one seed, are the sample standard deviation over seeds; a thin
-    line is popularity. A bar that no run provides is a gap marked "not run". Without any row the
-    figure is a note that says so. Raises ValueError as :func:`figures.frames.scores` does.
+    Columns: those of :func:`figures.aggregate.by_domain` with the methods' label, family, color and
+    order, and protocol, ranker, reference (bool). mean and sd are shares (0..1); a method of
+    ``methods`` that no run provides in a domain is a row without a mean. Raises ValueError as
+    :func:`figures.select.scores` does.
     """
-    name = style.metric_label(metric)
-    title = f"{style.dataset_label(dataset)}: {name}, {frames.PROTOCOL_LABELS.get(protocol, '')}"
-    table = numbers(metrics, dataset, protocol, methods=methods, metric=metric, ranker=ranker)
-    if domains is None:
-        domains = sorted(set(table["domain"]) - {frames.MEAN})
-    table = table[table["domain"].isin(domains)]
-    if table.empty:
-        return style.note(
-            f"No finished run of {', '.join(map(style.method_label, methods))} "
-            f"with {name} ({frames.PROTOCOL_LABELS[protocol]}).",
-            title=f"{style.dataset_label(dataset)}: {name}",
-        )
-    table = table.set_index(["method", "domain"])
+    ranker = select.ranker_of(metrics, dataset, protocol) if ranker is None else ranker
+    rows = select.scores(metrics, dataset, protocol, ranker)
+    rows = rows[(rows["metric"] == metric) & rows["method"].isin([*methods, reference])]
+    if domains is not None:
+        rows = rows[rows["domain"].isin(domains)]
+    out = aggregate.by_domain(rows)
+    if len(out):
+        groups = sorted(set(out["domain"]) - {select.MEAN}) + [select.MEAN]
+        present = [method for method in (*methods, reference) if method in set(out["method"])]
+        index = [(m, d, metric) for m in dict.fromkeys([*methods, *present]) for d in groups]
+        keys = ["method", "domain", "metric"]
+        out = out.set_index(keys).reindex(pd.MultiIndex.from_tuples(index, names=keys))
+        out = out.reset_index().fillna({"seeds": 0, "users": 0, "runs": ""})
+        out = out.astype({"seeds": int, "users": int})
+    out = select.describe(out, select.methods(metrics, names=[*methods, reference]))
+    return out.assign(
+        protocol=protocol, ranker=ranker, reference=(out["method"] == reference).astype(bool)
+    )
 
+
+def plot(numbers: pd.DataFrame, dataset: str) -> Figure:
+    """The setting beside grouped bars, one group per domain, one bar per method, in %.
+
+    Bars are means over seeds; error bars, drawn where there is more than one seed, are the sample
+    standard deviation over seeds; a dashed line is the reference. A bar that no run provides is a
+    gap marked "not run". Without any row the figure is a note that says so.
+    """
+    if numbers.empty:
+        return style.note("No finished run to compare.", title=style.dataset_label(dataset))
+    rows = numbers[numbers["domain"] != select.MEAN]
+    rows = rows.assign(mean=100 * rows["mean"], sd=100 * rows["sd"])
+    lines = rows[rows["reference"]].set_index("domain")["mean"].to_dict()
+    shown = rows[~rows["reference"]]
+    domains, labels = sorted(set(rows["domain"])), list(dict.fromkeys(shown["label"]))
+    protocol, ranker, metric = rows[["protocol", "ranker", "metric"]].iloc[0]
+    name = style.metric_label(metric)
     with style.context():
-        bar = _GROUP / len(methods)
-        inches = max(5.6, 1.15 * len(domains), 0.42 + 0.21 * len(domains) * len(methods) / _GROUP)
+        inches = max(5.6, 1.15 * len(domains), 0.42 + 0.21 * len(shown) / _GROUP)
         figure = style.canvas(_SETTING[0] + inches + 1.0, _SETTING[1] + 0.6)
         left, right = figure.subfigures(1, 2, width_ratios=(_SETTING[0], inches + 0.8))
         axes = right.add_subplot()
-        narrow = inches * bar / len(domains) < 0.42  # too narrow for a number lying flat
-        top = 100 * (table["mean"] + table["sd"].fillna(0)).max() or 1.0
-        room = top * (0.2 if narrow else 0.09)  # the height of a number above its bar
-        _bars(axes, table, methods, domains, narrow, room)
-        axes.set_ylim(0, top + 1.2 * room)
-        axes.set_xlim(-0.5, len(domains) - 0.5)
-        slot = int(inches / len(domains) * 12)  # letters that fit under a group
-        axes.set_xticks(
-            range(len(domains)),
-            [style.wrapped(style.domain_label(domain), max(slot, 8)) for domain in domains],
-        )
-        axes.tick_params(axis="x", length=0)
+        narrow = inches * _GROUP / len(shown) < 0.42  # too narrow for a number lying flat
+        top = (rows["mean"] + rows["sd"].fillna(0)).max() or 1.0
+        axes.set_ylim(0, top * (1.24 if narrow else 1.11))
+        texts = [f"{mean:.1f}" for mean in shown["mean"]]
+        turn = 90 if narrow else 0
+        drawing.bars(axes, shown, domains, texts, share=_GROUP, turn=turn, lines=lines)
+        axes.set_ylim(0, top * (1.24 if narrow else 1.11))
+        for place, domain in enumerate(domains):
+            if domain in lines:
+                ends = (place - _GROUP / 2 - 0.04, place + _GROUP / 2 + 0.04)
+                axes.hlines(lines[domain], *ends, color="black", lw=1.2, ls=_DASHES)
+        letters = max(int(inches / len(domains) * 12), 8)  # that fit under a group
+        names = [style.wrapped(style.domain_label(domain), letters) for domain in domains]
+        axes.set_xticks(range(len(domains)), names)
         axes.set_ylabel(f"{name} (%)")
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        shown = table.loc[table.index.get_level_values("method").isin(list(methods))]
+        how = select.protocol_label(protocol) + (f" (ranker: {ranker})" if ranker else "")
+        title = f"{style.dataset_label(dataset)}: {name}, {how}"
         right.suptitle(f"{title}\n{_about_seeds(shown['seeds'])}", fontsize=10)
-        colors = style.method_colors(methods)
+        colors = dict(zip(shown["label"], shown["color"], strict=True))
         handles: list[Patch | Line2D] = [
-            Patch(facecolor=colors[m], edgecolor=style.INK, lw=0.6, label=style.method_label(m))
-            for m in methods
+            Patch(facecolor=colors[label], edgecolor=style.INK, lw=0.6, label=label)
+            for label in labels
         ]
-        if "popularity" in table.index.get_level_values("method"):
-            handles.append(Line2D([], [], color="black", lw=1.2, ls=(0, (4, 2))))
-            handles[-1].set_label(style.method_label("popularity"))
+        if lines:
+            label = rows.loc[rows["reference"], "label"].iloc[0]
+            handles.append(Line2D([], [], color="black", lw=1.2, ls=_DASHES, label=label))
         right.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
-        _setting(left, list(domains))
+        _setting(left, domains)
     return figure
 
 
@@ -114,7 +117,7 @@ def _setting(figure: SubFigure, domains: list[str]) -> None:
     """Server above, clients below, what travels between them; in inches."""
     axes = drawing.sheet(figure.add_subplot(), *_SETTING)
     figure.suptitle(
-        "The setting: one client a domain,\nraw interactions never leave it", fontsize=10
+        "The setting: one client per domain,\nraw interactions never leave it", fontsize=10
     )
     width, height = _SETTING
     shown, colors = domains[:_MOST], style.domain_colors(domains)
@@ -171,67 +174,10 @@ def _client(axes: Axes, x: float, side: float, domain: str, color: str) -> None:
     )
 
 
-def _bars(
-    axes: Axes,
-    table: pd.DataFrame,
-    methods: Sequence[str],
-    domains: Sequence[str],
-    narrow: bool,
-    room: float,
-) -> None:
-    colors = style.method_colors(methods)
-    halo = [withStroke(linewidth=2.2, foreground="white")]
-    turn = 90 if narrow else 0
-    bar = _GROUP / len(methods)
-    for d, domain in enumerate(domains):
-        popular = math.nan
-        if ("popularity", domain) in table.index:
-            popular = 100 * table.loc[("popularity", domain), "mean"]
-            reach = _GROUP / 2 + 0.04
-            axes.hlines(popular, d - reach, d + reach, color="black", lw=1.2, ls=(0, (4, 2)))
-        for m, method in enumerate(methods):
-            x = d + (m - (len(methods) - 1) / 2) * bar
-            if (method, domain) not in table.index:
-                axes.annotate(
-                    "not run",
-                    (x, 0),
-                    xytext=(0, 4),
-                    textcoords="offset points",
-                    ha="center",
-                    va="bottom",
-                    rotation=90,
-                    fontsize=7.5,
-                    color=style.FAINT,
-                )
-                continue
-            row = table.loc[(method, domain)]
-            height = 100 * row["mean"]
-            sd = 0.0 if pd.isna(row["sd"]) else 100 * row["sd"]
-            axes.bar(x, height, 0.92 * bar, color=colors[method], edgecolor=style.INK, lw=0.6)
-            if row["seeds"] > 1:
-                axes.errorbar(x, height, sd, color=style.INK, capsize=2.5, lw=1, zorder=3)
-            above = height + sd
-            if above <= popular <= above + room:  # the number would lie on popularity's line
-                above = popular
-            axes.annotate(
-                f"{height:.1f}",
-                (x, above),
-                xytext=(0, 2.5),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                rotation=turn,
-                fontsize=7.5,
-                path_effects=halo,
-                zorder=5,
-            )
-
-
 def _about_seeds(seeds: pd.Series) -> str:
-    if seeds.empty:
-        return "no method was run"
+    seeds = seeds[seeds > 0]
+    if seeds.empty or seeds.max() == 1:
+        return aggregate.about_seeds(seeds)
     low, high = int(seeds.min()), int(seeds.max())
-    if high == 1:
-        return "one seed, hence no error bars"
     count = f"{high}" if low == high else f"{low} to {high}"
     return f"bars: mean over {count} seeds; error bars: sd over seeds"

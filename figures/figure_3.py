@@ -12,49 +12,51 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures import drawing, frames, style
+from figures import aggregate, drawing, select, style
 
-_METHOD = "fedecider"
-_COLUMNS = ("dataset", "method", "seed", "round", "client", "bytes_up", "bytes_down", "run")
+_COLUMNS = ("dataset", "method", *select.METHOD, "seed", "round", "client", "bytes_up")
+_COLUMNS += ("bytes_down", "run")
 _MOST = 3  # clients drawn; more are counted
 _WIDTH, _ROW, _HEAD, _FOOT = 12.2, 1.55, 1.3, 0.75  # inches
 _LEFT, _SERVER, _RIGHT = (0.1, 3.5), (5.25, 6.95), (8.7, 12.1)  # from x to x
 
 
-def numbers(rounds: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """client, round, bytes_up, bytes_down, seeds, runs: one client's payload in the last round.
+def numbers(rounds: pd.DataFrame, dataset: str, method: str = "fedecider") -> pd.DataFrame:
+    """One client's payload in the last round, one row per client and one for their mean.
 
-    The last round of each seed, mean over seeds; ``round`` is the latest of them. The client
-    "mean" is the mean over clients. Without runs there are no rows.
+    Columns: client, method, label, family, color, order, round, bytes_up, bytes_down, seeds, runs.
+    The last round of each seed, mean over seeds; ``round`` is the latest of them. Without runs
+    there are no rows. Raises ValueError for a lacking column.
     """
-    frames.require(rounds, _COLUMNS, "rounds")
-    rows = rounds[(rounds["dataset"] == dataset) & (rounds["method"] == _METHOD)]
-    rows = rows[rows["round"] == rows.groupby("seed")["round"].transform("max")]
-    rows = rows.astype({"bytes_up": float, "bytes_down": float})
+    select.require(rounds, _COLUMNS, "rounds")
+    rows = rounds[(rounds["dataset"] == dataset) & (rounds["method"] == method)]
+    rows = aggregate.last_round(rows).astype({"bytes_up": float, "bytes_down": float})
     how = {
         "round": ("round", "max"),
         "bytes_up": ("bytes_up", "mean"),
         "bytes_down": ("bytes_down", "mean"),
         "seeds": ("seed", "nunique"),
-        "runs": ("run", frames.joined),
+        "runs": ("run", select.joined),
     }
+    known = select.methods(rows)
     of_clients = rows.groupby("client", as_index=False).agg(**how)
     if of_clients.empty:
-        return pd.DataFrame(columns=["client", *how])
-    mean = rows.assign(client=frames.MEAN).groupby("client", as_index=False).agg(**how)
-    return pd.concat([of_clients, mean], ignore_index=True)
+        return pd.DataFrame(columns=["client", "method", *select.METHOD, *how])
+    mean = rows.assign(client=select.MEAN).groupby("client", as_index=False).agg(**how)
+    out = pd.concat([of_clients, mean], ignore_index=True)
+    out.insert(1, "method", method)
+    return select.describe(out, known)
 
 
-def overview(rounds: pd.DataFrame, dataset: str, domains: Sequence[str] | None = None) -> Figure:
+def plot(numbers: pd.DataFrame, dataset: str, domains: Sequence[str] | None = None) -> Figure:
     """The round with the clients of ``dataset``, at most three of them drawn.
 
-    ``rounds`` is the frame of ``fedecider.runs.rounds``. ``domains`` default to the clients of the
-    runs; without runs they are three nameless ones, and the arrows say "not run". Raises
-    ValueError for a lacking column.
+    ``domains`` default to the clients of the numbers; without any they are three nameless ones, and
+    the arrows say "not run".
     """
-    found = numbers(rounds, dataset).set_index("client")
+    clients = numbers.set_index("client")
     if domains is None:
-        domains = [name for name in found.index if name != frames.MEAN]
+        domains = [name for name in clients.index if name != select.MEAN]
     domains = list(domains) or [f"client {i + 1}" for i in range(_MOST)]
     shown = domains[:_MOST]
     with style.context():
@@ -70,12 +72,12 @@ def overview(rounds: pd.DataFrame, dataset: str, domains: Sequence[str] | None =
             label = style.domain_label(domain)
             _trains(axes, i, label, places[i], colors[domain])
             _mixes(axes, i, label, places[i], [colors[d] for d in shown], more)
-            up, down = (found[name].get(domain) for name in ("bytes_up", "bytes_down"))
+            up, down = (clients[name].get(domain) for name in ("bytes_up", "bytes_down"))
             _sends(axes, i, places[i], colors[domain], up)
             _receives(axes, i, places, [colors[d] for d in shown], down, len(domains) - 1)
-        title = f"{style.dataset_label(dataset)}: one round of {style.method_label(_METHOD)}"
+        title = f"{style.dataset_label(dataset)}: one round of FeDecider"
         axes.text(_WIDTH / 2, height - 0.2, title, ha="center", va="center", fontsize=11)
-        about = _about(found, len(domains) - len(shown))
+        about = _about(clients, len(domains) - len(shown))
         axes.text(_WIDTH / 2, 0.33, about, ha="center", va="center", fontsize=8.5)
     return figure
 
@@ -114,11 +116,7 @@ def _trains(axes: Axes, i: int, label: str, y: float, color: str) -> None:
     _part(axes, x + 1.48, y, 0.75, f"$m_{k}$", "white", line="--")
     axes.text(x + 2.36, y - 0.05, r"$\times$", ha="center", va="center", fontsize=10)
     _part(axes, x + 2.5, y, 0.75, f"$D_{k}$", color)
-    for middle, text in (
-        (0.675, "own LoRA"),
-        (1.855, "norm, stays"),
-        (2.875, "direction"),
-    ):
+    for middle, text in ((0.675, "own LoRA"), (1.855, "norm, stays"), (2.875, "direction")):
         axes.text(x + middle, y - 0.47, text, ha="center", va="center", fontsize=7.5)
 
 
@@ -178,7 +176,7 @@ def _receives(
     count: float | None,
     directions: int,
 ) -> None:
-    """Through the server, one line a direction in its source's colour, and on to client i."""
+    """Through the server, one line per direction in its source's colour, and on to client i."""
     others = [j for j in range(len(places)) if j != i]
     for n, j in enumerate(others):
         y = places[i] - 0.05 + 0.16 * ((len(others) - 1) / 2 - n)
@@ -202,13 +200,13 @@ def _on_wire(axes: Axes, x: float, y: float, text: str) -> None:
     axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=edge, zorder=5)
 
 
-def _about(found: pd.DataFrame, left_out: int) -> str:
-    if found.empty:
-        return f"No finished run of {style.method_label(_METHOD)}: no bytes to show."
-    mean = found.loc[frames.MEAN]
+def _about(clients: pd.DataFrame, left_out: int) -> str:
+    if clients.empty:
+        return "No finished run of FeDecider: no bytes to show."
+    mean = clients.loc[select.MEAN]
     seeds = int(mean["seeds"])
     of = "one seed" if seeds == 1 else f"mean over {seeds} seeds"
-    text = f"Bytes of one client in the last round (round {int(mean['round'])}), {of}"
+    text = f"Bytes per client in the last round (round {int(mean['round'])}), {of}"
     if left_out:
         text += f"; {left_out} more client{'s' * (left_out > 1)} not drawn"
     up, down = (drawing.size_label(mean[name]) for name in ("bytes_up", "bytes_down"))

@@ -13,34 +13,35 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colorbar import Colorbar
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from figures import frames, style
+from figures import aggregate, drawing, select, style
 
 _SIGNED = "RdBu_r"  # the palette of alpha, whose sign is free
 _COLUMNS = ("dataset", "method", "seed", "round", "client", "source", "layer", "alpha")
+_PANELS = {
+    "item distance": ("Item distance", "Purples", "not computed"),
+    "user distance": ("User distance", "Purples", "not computed"),
+    "alpha": (r"Learned $\alpha$", _SIGNED, drawing.NOT_RUN),
+    "planted affinity": ("Planted affinity", "Greens", ""),
+}
 
 
 def last_round(alphas: pd.DataFrame, dataset: str, method: str = "fedecider") -> pd.DataFrame:
     """The rows of one data set and method at the last round of each seed."""
-    frames.require(alphas, _COLUMNS, "alphas")
+    select.require(alphas, _COLUMNS, "alphas")
     rows = alphas[(alphas["dataset"] == dataset) & (alphas["method"] == method)]
-    last = rows.groupby("seed")["round"].transform("max")
-    return rows[rows["round"] == last].reset_index(drop=True)
+    return aggregate.last_round(rows)
 
 
 def alpha_matrix(alphas: pd.DataFrame, domains: list[str] | None = None) -> pd.DataFrame:
     """Square frame (client x source) of the mean alpha: over layers, then over seeds.
 
-    ``alphas`` holds one round a seed, of one data set and method (see :func:`last_round`);
+    ``alphas`` holds one round per seed, of one data set and method (see :func:`last_round`);
     anything else is a ValueError. The diagonal and cells without rows are missing (NaN).
     """
-    frames.require(alphas, _COLUMNS, "alphas")
+    select.require(alphas, _COLUMNS, "alphas")
     for columns in (["dataset"], ["method"], ["seed", "round"]):
         kinds = alphas[columns].drop_duplicates()
         allowed = 1 if columns != ["seed", "round"] else alphas["seed"].nunique()
@@ -69,10 +70,11 @@ def alpha_correlations(
     """Spearman's rank correlation of alpha with closeness, over the off-diagonal cells.
 
     All arguments are square frames over domains (rows learn, columns are sources); closeness is
-    minus the distance. Returns one row for each argument given: against ("item closeness", "user
-    closeness", "planted affinity"), spearman, n (cells with both numbers), same_order, pairs. Ties
-    get their mean rank. With fewer than 3 distinct pairs, or a constant side, there is no
-    correlation (NaN). The cells depend on each other, so no p-value is attached.
+    minus the distance. Returns one row for each argument that is not None: against
+    ("item closeness", "user closeness", "planted affinity"), spearman, n (cells with both
+    numbers), same_order, pairs. Ties get their mean rank. With fewer than 3 distinct pairs, or a
+    constant side, there is no correlation (NaN). The cells depend on each other, so no p-value is
+    attached.
 
     A correlation over all cells also sees that some clients take more than others. ``same_order``
     does not: of ``pairs`` pairs of sources that are not equally close to a client, in how many the
@@ -119,24 +121,51 @@ def numbers(
     user_distance: pd.DataFrame | None,
     affinity: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """panel, client, source, value, runs: the cells of the heat maps, one row each.
+    """panel, client, source, value, rounds, layers, seeds, runs: the cells, one row each.
 
-    Arguments as in :func:`alpha_heatmap`, ``alphas`` with the column run; ``runs`` names the runs
-    of alpha, and nothing for what is measured on data.
+    ``alphas``: tidy rows of one round per seed (see :func:`last_round`), may be empty; the
+    distances and the affinity are square frames over domains. ``rounds`` ("4", or "3 to 4" where
+    seeds differ), ``layers``, ``seeds`` and ``runs`` tell what alpha is taken from, and nothing for
+    what is measured on data. Raises ValueError for a frame that is not square or alphas that hold
+    more than one round.
     """
-    frames.require(alphas, ("run",), "alphas")
+    select.require(alphas, ("run",), "alphas")
     panels = {"item distance": item_distance, "user distance": user_distance}
     panels |= {"alpha": alpha_matrix(alphas), "planted affinity": affinity}
-    names = frames.joined(alphas["run"])
-    rows = [
-        (panel, client, source, square.loc[client, source], names if panel == "alpha" else "")
-        for panel, square in panels.items()
-        if square is not None
-        for client in square.index
-        for source in square.columns
-        if client != source
-    ]
-    return pd.DataFrame(rows, columns=["panel", "client", "source", "value", "runs"])
+    ends = sorted({int(value) for value in alphas["round"]})
+    about = (
+        " to ".join(map(str, dict.fromkeys((ends[0], ends[-1])))) if ends else "",
+        alphas["layer"].nunique(),
+        alphas["seed"].nunique(),
+        select.joined(alphas["run"]),
+    )
+    rows = []
+    for panel, square in panels.items():
+        if square is None:
+            continue
+        _square(square, panel)
+        for client, source in ((c, s) for c in square.index for s in square.columns if c != s):
+            of_runs = about if panel == "alpha" else ("", 0, 0, "")
+            rows.append((panel, client, source, square.loc[client, source], *of_runs))
+    columns = ["panel", "client", "source", "value", "rounds", "layers", "seeds", "runs"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def square_of(numbers: pd.DataFrame, panel: str) -> pd.DataFrame | None:
+    """A panel's cells as a square frame over domains, the diagonal missing; None without any."""
+    rows = numbers[numbers["panel"] == panel]
+    if rows.empty:
+        return None
+    domains = list(dict.fromkeys([*rows["client"], *rows["source"]]))
+    square = rows.pivot(index="client", columns="source", values="value")
+    return square.reindex(index=domains, columns=domains).rename_axis(index=None, columns=None)
+
+
+def correlations(numbers: pd.DataFrame) -> pd.DataFrame:
+    """:func:`alpha_correlations` of the panels."""
+    squares = [square_of(numbers, panel) for panel in _PANELS]
+    alpha = pd.DataFrame(dtype=float) if squares[2] is None else squares[2]
+    return alpha_correlations(alpha, squares[0], squares[1], squares[3])
 
 
 def planted_affinity(file: str | Path) -> pd.DataFrame | None:
@@ -162,41 +191,24 @@ def planted_affinity(file: str | Path) -> pd.DataFrame | None:
     return pd.DataFrame(values, index=domains, columns=domains)
 
 
-def alpha_heatmap(
-    alphas: pd.DataFrame,
-    item_distance: pd.DataFrame | None,
-    user_distance: pd.DataFrame | None,
-    affinity: pd.DataFrame | None = None,
-    *,
-    dataset: str,
-) -> Figure:
+def plot(numbers: pd.DataFrame, dataset: str) -> Figure:
     """Item distance, user distance, learned alpha and, where known, planted affinity.
 
-    ``alphas``: tidy rows of one round (see :func:`last_round`), may be empty; the distances and
-    the affinity are square frames over domains. A distance that is None leaves a panel that says
-    "not computed", empty alphas one that says "not run"; with nothing at all the figure is a note.
-    Only domains that took part in the runs are shown; without runs, those of the distances.
-    Raises ValueError for a frame that is not square or alphas that hold more than one round.
+    A distance without rows leaves a panel that says "not computed", alpha one that says "not run";
+    with nothing at all the figure is a note. Only domains that took part in the runs are shown;
+    without runs, those of the distances.
     """
     title = f"{style.dataset_label(dataset)}: how near the domains are, and what the clients learn"
-    known = [frame for frame in (item_distance, user_distance, affinity) if frame is not None]
-    for frame in known:
-        _square(frame, "distance or affinity")
-    domains = list(dict.fromkeys(name for frame in known for name in frame.index))
-    if len(alphas):
-        learned = set(alphas["client"]) | set(alphas["source"])
-        domains = [d for d in domains if d in learned] + sorted(learned - set(domains))
+    squares = {panel: square_of(numbers, panel) for panel in _PANELS}
+    domains = [name for panel in ("item distance", "user distance", "planted affinity", "alpha")
+               if squares[panel] is not None for name in squares[panel].index]  # fmt: skip
+    domains = list(dict.fromkeys(domains))
+    if squares["alpha"] is not None:
+        domains = [domain for domain in domains if domain in squares["alpha"].index]
     if not domains:
         return style.note("No finished run, and no prepared data to measure.", title=title)
-
-    alpha = alpha_matrix(alphas, domains)
-    panels = [
-        ("Item distance", item_distance, "Purples", "not computed"),
-        ("User distance", user_distance, "Purples", "not computed"),
-        (r"Learned $\alpha$", alpha if len(alphas) else None, _SIGNED, "not run"),
-    ]
-    if affinity is not None:
-        panels.append(("Planted affinity", affinity, "Greens", ""))
+    if squares["planted affinity"] is None:
+        del squares["planted affinity"]
     with style.context():
         labels = [style.wrapped(style.domain_label(domain), 15) for domain in domains]
         # Placed by hand, in inches: the layout engines of matplotlib leave too little room for
@@ -204,88 +216,57 @@ def alpha_heatmap(
         side, gap = max(2.1, 0.56 * len(domains)), 0.3
         letters = max(len(line) for label in labels for line in label.splitlines())
         left, bottom = 0.45 + 0.07 * letters, 0.88 + 0.052 * letters
-        width = left + len(panels) * (side + gap)
-        height = bottom + side + 1.05
-        figure = style.canvas(max(width, 7.6), height)
+        width = left + len(squares) * (side + gap)
+        size = np.array([max(width, 7.6), bottom + side + 1.05])
+        figure = style.canvas(*size)
         figure.set_layout_engine("none")
         left += max(7.6 - width, 0) / 2
-        for i, (name, square, palette, missing) in enumerate(panels):
-            x, y, w, h = left + i * (side + gap), bottom, side, side
-            size = (figure.get_figwidth(), height)
-            axes = figure.add_axes((x / size[0], y / size[1], w / size[0], h / size[1]))
-            bar = figure.add_axes(
-                (
-                    (x + 0.08 * w) / size[0],
-                    (y + h + 0.1) / size[1],
-                    0.84 * w / size[0],
-                    0.09 / size[1],
-                )
-            )
+        inches = np.array([*size, *size])
+        for i, (panel, square) in enumerate(squares.items()):
+            x, y = left + i * (side + gap), bottom
+            axes = figure.add_axes(np.array([x, y, side, side]) / inches)
+            where = np.array([x + 0.08 * side, y + side + 0.1, 0.84 * side, 0.09])
+            bar = figure.add_axes(where / inches)
             if square is not None:
                 square = square.reindex(index=domains, columns=domains)
-            _panel(axes, bar, name, square, palette, missing)
-            axes.set_xlim(-0.5, len(domains) - 0.5)
-            axes.set_ylim(len(domains) - 0.5, -0.5)
-            axes.set_xticks(
-                range(len(domains)),
-                labels,
-                rotation=45,
-                ha="right",
-                rotation_mode="anchor",
-                linespacing=0.9,
-            )
-            axes.set_yticks(range(len(domains)), labels if i == 0 else [])
+            _panel(axes, bar, square, *_PANELS[panel])
+            axes.set(xlim=(0, len(domains)), ylim=(len(domains), 0))
+            places = np.arange(len(domains)) + 0.5
+            turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor", "linespacing": 0.9}
+            axes.set_xticks(places, labels, **turned)
+            axes.set_yticks(places, labels if i == 0 else [], rotation=0)
             axes.tick_params(length=0)
             axes.text(0.5, -(bottom - 0.62) / side, "source", transform=axes.transAxes, ha="center")
-        figure.text(0.1 / size[0], (bottom + side / 2) / height, "client that learns", rotation=90)
-        figure.texts[-1].set(va="center", ha="left")
-        figure.suptitle(title, y=1 - 0.12 / height, va="top")
-        correlations = alpha_correlations(alpha, item_distance, user_distance, affinity)
-        figure.text(0.5, 0.3 / height, _caption(alphas, correlations), ha="center", va="center")
+        where = (0.1 / size[0], (bottom + side / 2) / size[1])
+        figure.text(*where, "client that learns", rotation=90, va="center", ha="left")
+        figure.suptitle(title, y=1 - 0.12 / size[1], va="top")
+        figure.text(0.5, 0.3 / size[1], _caption(numbers), ha="center", va="center")
     return figure
 
 
 def _panel(
-    axes: Axes, bar: Axes, name: str, square: pd.DataFrame | None, palette: str, missing: str
+    axes: Axes, bar: Axes, square: pd.DataFrame | None, name: str, palette: str, missing: str
 ) -> None:
     """Draws one square with its colour bar; without a square, a word that says why."""
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=style.FAINT, linewidth=0.8)
     if square is None:
         bar.set_axis_off()
         bar.set_title(name)
         axes.text(0.5, 0.5, missing, transform=axes.transAxes, ha="center", va="center")
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=style.FAINT, linewidth=0.8)
         return
-    size = len(square)
-    values = square.to_numpy(float).copy()
-    np.fill_diagonal(values, np.nan)
-    finite = values[np.isfinite(values)]
+    values = square.to_numpy(float)
+    finite = values[np.isfinite(values) & ~np.eye(len(square), dtype=bool)]
     power, digits = _digits(finite)
-    values, finite = values / 10.0**power, finite / 10.0**power
+    finite = finite / 10.0**power
     low, high = float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
     if palette == _SIGNED:  # white is zero
         reach = float(np.abs(finite).max(initial=0.0)) or 1.0
-        norm = Normalize(-reach, reach)
-    else:
-        norm = Normalize(low, high) if low < high else Normalize(0, max(high, 1.0))
-    colors = colormaps[palette]
-    for r in range(size):
-        for c in range(size):
-            value = values[r, c]
-            face = colors(norm(value)) if np.isfinite(value) else "white"
-            hatch, edge = ("////", "#c8c8c8") if r == c else (None, "white")
-            cell = Rectangle((c - 0.5, r - 0.5), 1, 1, facecolor=face, edgecolor=edge, hatch=hatch)
-            axes.add_patch(cell)
-            if r != c:
-                text = style.number(value, digits) if np.isfinite(value) else "–"
-                ink = style.ink_on(face)
-                axes.text(c, r, text, ha="center", va="center", color=ink, fontsize=8)
-    Colorbar(bar, cmap=colors, norm=norm, orientation="horizontal", ticklocation="top")
-    bar.set_xticks(
-        [norm.vmin, (norm.vmin + norm.vmax) / 2, norm.vmax],
-        [style.number(v, digits) for v in (norm.vmin, (norm.vmin + norm.vmax) / 2, norm.vmax)],
-    )
-    bar.tick_params(labelsize=7, length=2)
+        low, high = -reach, reach
+    elif low >= high:
+        low, high = 0.0, max(high, 1.0)
+    look = {"palette": palette, "limits": (low, high), "bar": bar, "orientation": "horizontal"}
+    drawing.heatmap(axes, square / 10.0**power, digits, **look)
     bar.set_title(name + (rf" ($\times 10^{{{power}}}$)" if power else ""))
 
 
@@ -303,24 +284,26 @@ def _digits(finite: np.ndarray) -> tuple[int, int]:
     return power, int(np.clip(digits, 0, 3))
 
 
-def _caption(alphas: pd.DataFrame, correlations: pd.DataFrame) -> str:
-    if alphas.empty:
+def _caption(numbers: pd.DataFrame) -> str:
+    alpha = numbers[numbers["panel"] == "alpha"]
+    if alpha.empty:
         return "no finished run: nothing learned to compare with"
-    rounds = sorted({int(value) for value in alphas["round"]})
-    layers, seeds = alphas["layer"].nunique(), alphas["seed"].nunique()
-    when = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
-    first = (
-        rf"$\alpha$: {when}, mean over {layers} layer{'s' * (layers != 1)} "
-        f"and {seeds} seed{'s' * (seeds != 1)}"
+    rounds, layers, seeds = (
+        str(alpha["rounds"].iloc[0]),
+        *map(int, alpha[["layers", "seeds"]].iloc[0]),
     )
-    if correlations.empty:
-        return first
+    first = (
+        rf"$\alpha$: round{'s' * ('to' in rounds)} {rounds}, mean over "
+        f"{layers} layer{'s' * (layers != 1)} and {seeds} seed{'s' * (seeds != 1)}"
+    )
     parts, orders = [], []
-    for row in correlations.itertuples():
+    for row in correlations(numbers).itertuples():
         known = not math.isnan(row.spearman)
         value = style.number(row.spearman, 2, sign=True) if known else "n/a"
         parts.append(f"{row.against} {value} (n = {row.n})")
         orders.append(f"{row.against} {row.same_order} of {row.pairs}")
+    if not parts:
+        return first
     return (
         f"{first}\nSpearman, off-diagonal cells, with: {'; '.join(parts)}\n"
         f"two sources of a client in the same order as by: {'; '.join(orders)}"

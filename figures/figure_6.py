@@ -1,37 +1,36 @@
 """Figure 6: how much FeDecider's result depends on single settings.
 
-A column a setting, every other setting as in the base run; with lines of other methods where the
+A column per setting, every other setting as in the base run; with lines of other methods where the
 setting was swept for them, too. Above: NDCG@10 on the 1 + 99 lists, mean over domains. Below:
 validation loss of the best round, mean over clients, which is what the settings are chosen by. The
 paper's figure is described as a sensitivity study only; which settings and values are shown is our
 choice.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures import drawing, frames, per_run, style
+from figures import aggregate, drawing, select, style, sweeps
+from figures.aggregate import LOSS
 
 FIELDS = ("rank", "rounds", "local_epochs", "alpha_lr", "alpha_init", "lr", "train_users")
 LABELS = {
     "lr": "learning rate",
-    "train_users": "training users a domain",
+    "train_users": "training users per domain",
     "rank": "rank of LoRA",
     "rounds": "rounds",
-    "local_epochs": "local epochs a round",
+    "local_epochs": "local epochs per round",
     "alpha_lr": r"learning rate of $\alpha$",
     "alpha_init": "initial $\\alpha$\n(share of the own norm)",
 }
-LOSS = "validation loss"
-# Held against the method where they have the setting.
-OTHERS = ("local", "fedavg", "lora-sim", "centralized")
-_COLUMNS = ["method", "field", "value", "base", "measure", "mean", "sd", "seeds", "runs"]
+_KEYS = ["method", *select.METHOD, "field", "value", "base", "measure", "protocol"]
+_COLUMNS = [*_KEYS, "mean", "sd", "seeds", "runs"]
 _BAND = "#e6e6e6"
 
 
@@ -42,91 +41,71 @@ def numbers(
     dataset: str,
     *,
     method: str = "fedecider",
-    others: Sequence[str] = OTHERS,
     fields: Sequence[str] = FIELDS,
     metric: str = "ndcg@10",
     protocol: str = "sampled",
 ) -> pd.DataFrame:
-    """method, field, value, base, measure, mean, sd, seeds, runs; values of a field in order.
+    """One row per method, setting, value and measure; values of a setting in order.
 
-    The frames are those of ``fedecider.runs`` for the folder of sweeps (see
-    :func:`figures.per_run.swept`). ``measure`` is the metric (0..1, mean over domains) or
-    "validation loss" (nats a token, mean over clients of their best round); mean and sample
-    deviation are over seeds. A field that was not swept has no rows. Raises ValueError where two
-    runs hold the same value and seed.
+    Columns: method, label, family, color, order, field, value, base, measure, protocol, mean, sd,
+    seeds, runs. The frames are those of ``fedecider.results`` for the folder of sweeps (see
+    :func:`figures.sweeps.swept`). ``measure`` is the metric (0..1, mean over domains) or
+    "validation loss" (nats per token, mean over clients of their best round); mean and sample
+    deviation are over seeds. ``method`` comes first, then the other methods that have the setting
+    swept. A setting that was not swept has no rows. Raises ValueError where two runs hold the same
+    value and seed.
     """
     domains = sorted(set(metrics.loc[metrics["dataset"] == dataset, "domain"]))
     parts = (metrics, rounds, configs, dataset)
-    rows = []
-    for one, field in itertools.product([method, *others], fields):
-        for value, base, ranked, trained in per_run.values_of(*parts, one, field):
+    known, rows = select.methods(configs), []
+    others = [other for other in known.index if other != method]
+    for name, field in ((n, f) for n in [method, *others] for f in fields):
+        for value, base, ranked, trained in sweeps.values_of(*parts, name, field):
             measures = {
-                metric: per_run.quality(ranked, dataset, protocol, metric, domains),
-                LOSS: per_run.best_loss(trained, dataset),
+                metric: aggregate.quality(ranked, dataset, protocol, metric, domains),
+                LOSS: aggregate.best_loss(trained, dataset),
             }
-            for measure, found in measures.items():
-                for row in per_run.over_seeds(found, ["method"]).itertuples():
-                    key = (one, field, value, base, measure)
+            for measure, values in measures.items():
+                for row in aggregate.over_seeds(values, ["method"]).itertuples():
+                    key = (name, *known.loc[name], field, value, base, measure, protocol)
                     rows.append((*key, row.mean, row.sd, row.seeds, row.runs))
     out = pd.DataFrame(rows, columns=_COLUMNS, dtype=object)  # a rank of 8 stays 8, not 8.0
     return out.astype({"base": bool, "mean": float, "sd": float, "seeds": int})
 
 
-def sensitivity(
-    metrics: pd.DataFrame,
-    rounds: pd.DataFrame,
-    configs: pd.DataFrame,
-    dataset: str,
-    *,
-    method: str = "fedecider",
-    others: Sequence[str] = OTHERS,
-    fields: Sequence[str] = FIELDS,
-    metric: str = "ndcg@10",
-    protocol: str = "sampled",
+def plot(
+    numbers: pd.DataFrame, dataset: str, fields: Sequence[str] = FIELDS, metric: str = "ndcg@10"
 ) -> Figure:
-    """A column of two panels a field, a line a method; the base value lies on a grey band.
+    """A column of two panels per setting, a line per method; the base value lies on a grey band.
 
-    Arguments and errors as in :func:`numbers`. Panels of a field without runs say so; without any
-    run the figure is a note.
+    Panels of a setting without runs say so; without any run the figure is a note.
     """
-    found = numbers(
-        metrics,
-        rounds,
-        configs,
-        dataset,
-        method=method,
-        others=others,
-        fields=fields,
-        metric=metric,
-        protocol=protocol,
-    )
-    label = style.method_label(method)
+    if numbers.empty:
+        return style.note("No finished sweep.", title=style.dataset_label(dataset))
+    label = numbers["label"].iloc[0]
     title = f"{style.dataset_label(dataset)}: sensitivity of {label} to single settings"
-    if found.empty:
-        return style.note(f"No finished sweep of {label}.", title=title)
-    name = f"{style.metric_label(metric)} (%)\n{frames.PROTOCOL_LABELS[protocol]}"
-    measures = {metric: (100, name), LOSS: (1, "validation loss\n(nats a token)")}
+    protocol = select.protocol_label(numbers["protocol"].iloc[0])
+    name = f"{style.metric_label(metric)} (%)\n{protocol}"
+    measures = {metric: (100, name), LOSS: (1, "validation loss\n(nats per token)")}
+    colors = dict(zip(numbers["label"], numbers["color"], strict=True))
     with style.context():
         figure = style.canvas(1.2 + 2.15 * len(fields), 5.0)
         grid = figure.subplots(2, len(fields), sharey="row", squeeze=False)
-        drawn = [one for one in (method, *others) if (found["method"] == one).any()]
-        colors = style.method_colors(drawn)
         for c, field in enumerate(fields):
-            rows = found[found["field"] == field]
-            values = sorted(dict.fromkeys(rows["value"]), key=per_run.place)
+            rows = numbers[numbers["field"] == field]
+            values = sorted(dict.fromkeys(rows["value"]), key=sweeps.sort_key)
             for axes, (measure, (factor, _)) in zip(grid[:, c], measures.items(), strict=True):
-                part = rows[rows["measure"] == measure]
-                _panel(axes, part, values, factor, colors)
+                _panel(axes, rows[rows["measure"] == measure], values, factor, colors)
             grid[1, c].set_xlabel(LABELS.get(field, field.replace("_", " ")))
             grid[0, c].tick_params(labelbottom=False)
         for axes, (_, text) in zip(grid[:, 0], measures.values(), strict=True):
             axes.set_ylabel(text)
-        figure.suptitle(f"{title}\n{per_run.about_seeds(found['seeds'])}", fontsize=10)
+        figure.suptitle(f"{title}\n{aggregate.about_seeds(numbers['seeds'])}", fontsize=10)
         handles = [
             Patch(facecolor=_BAND, label="base value"),
             *(
-                Line2D([], [], color=color, marker="o", ms=5, label=style.method_label(one))
-                for one, color in colors.items()
+                Line2D([], [], color=color, marker="o", ms=5, label=label)
+                for label, color in colors.items()
             ),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
@@ -134,21 +113,26 @@ def sensitivity(
 
 
 def _panel(axes: Axes, part: pd.DataFrame, values: list, factor: float, colors: dict) -> None:
-    """A line a method over the values in order, equally spaced; sd as error bars."""
+    """A line per method over the values in order, equally spaced; sd as error bars."""
     if part.empty:
         drawing.say(axes)
         return
     places, half = {value: x for x, value in enumerate(values)}, 0.08 * len(values)
     for value in dict.fromkeys(part.loc[part["base"], "value"]):
         axes.axvspan(places[value] - half, places[value] + half, color=_BAND, lw=0, zorder=0)
-    for one, color in reversed(colors.items()):  # the method itself on top
-        line = part[part["method"] == one]
+    points = part.assign(
+        x=part["value"].map(places).astype(float), y=factor * part["mean"], sd=factor * part["sd"]
+    )
+    for label, color in reversed(colors.items()):  # the method itself on top
+        line = points[points["label"] == label]
         if line.empty:
             continue
-        x = [places[value] for value in line["value"]]
-        sd = factor * line["sd"] if (line["seeds"] > 1).any() else None
-        look = {"color": color, "marker": "o", "ms": 5, "lw": 1.4}
-        axes.errorbar(x, factor * line["mean"], sd, elinewidth=1, capsize=2.5, **look)
+        look = {"color": color, "marker": "o", "ms": 5.6, "lw": 1.4, "mec": "none"}
+        sns.lineplot(line, x="x", y="y", errorbar=None, legend=False, ax=axes, **look)
+        if (line["seeds"] > 1).any():
+            look = {"color": color, "ls": "", "elinewidth": 1, "capsize": 2.5}
+            axes.errorbar(line["x"], line["y"], line["sd"], **look)
+    axes.set(xlabel="", ylabel="")
     axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set_xticks(range(len(values)), [_text(value) for value in values])
     axes.grid(axis="y")

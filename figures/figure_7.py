@@ -7,18 +7,19 @@ measures and the curve are our choice.
 """
 
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from figures import drawing, frames, per_run, style
+from figures import aggregate, drawing, select, style, sweeps
+from figures.aggregate import LOSS
 
-LOSS = "validation loss"
-CURVES = {"wire": "fewer bits", "truncate": "fewer singular directions"}
-_METHOD = "fedecider"
-_COLUMNS = ["method", "field", "value", "bytes", "measure", "mean", "sd", "seeds", "runs"]
-_LINES = {"wire": "-", "truncate": (0, (4, 2))}
+CURVES = {"payload_dtype": "fewer bits", "truncate": "fewer singular directions"}
+_COLUMNS = ["method", *select.METHOD, "field", "value", "bytes", "measure", "protocol", "mean"]
+_COLUMNS += ["sd", "seeds", "runs"]
+_LINES = {"payload_dtype": "-", "truncate": (0, (4, 2))}
 
 
 def numbers(
@@ -31,92 +32,87 @@ def numbers(
     protocol: str = "sampled",
     *,
     metric: str = "ndcg@10",
+    swept: str = "fedecider",
 ) -> pd.DataFrame:
-    """method, field, value, bytes, measure, mean, sd, seeds, runs: a row a point and panel.
+    """One row per point and panel.
 
-    The first two frames are those of ``fedecider.runs`` for the main runs, the others those for
-    the folder of sweeps. ``bytes`` is what a client sends and receives in all rounds (mean over
-    clients, then seeds; 0 where nothing moves); ``measure`` is the metric (0..1, mean over domains)
-    or "validation loss" (nats a token, mean over clients of their best round; no row for what does
-    not train). ``field`` is empty for the main runs; for those of a curve it is "wire" or
-    "truncate" and ``value`` the setting. Raises ValueError as :func:`figures.frames.scores` does.
+    Columns: method, label, family, color, order, field, value, bytes, measure, protocol, mean, sd,
+    seeds, runs. The first two frames are those of ``fedecider.results`` for the main runs, the
+    others those for the folder of sweeps. ``bytes`` is what a client sends and receives in all
+    rounds (mean over clients, then seeds; 0 where nothing moves); ``measure`` is the metric (0..1,
+    mean over domains) or "validation loss" (nats per token, mean over clients of their best round;
+    no row for what does not train). ``field`` is empty for the main runs; for those of a curve, of
+    the method ``swept``, it is "payload_dtype" or "truncate" and ``value`` the setting. Raises
+    ValueError as :func:`figures.select.scores` does.
     """
+    ranker = select.ranker_of(metrics, dataset, protocol)
     measures = {
-        metric: per_run.quality(metrics, dataset, protocol, metric),
-        LOSS: per_run.best_loss(rounds, dataset),
+        metric: aggregate.quality(metrics, dataset, protocol, metric, ranker=ranker),
+        LOSS: aggregate.best_loss(rounds, dataset),
     }
-    out = [_points(measures, per_run.moved(rounds, dataset)).assign(field="", value="")]
+    out = [_points(measures, aggregate.moved(rounds, dataset)).assign(field="", value="")]
     domains = sorted(set(sweep_metrics.loc[sweep_metrics["dataset"] == dataset, "domain"]))
-    frames_of = (sweep_metrics, sweep_rounds, sweep_configs, dataset, _METHOD)
+    of_sweeps = (sweep_metrics, sweep_rounds, sweep_configs, dataset, swept)
     for field in CURVES:
-        for value, _, ranked, trained in per_run.values_of(*frames_of, field):
+        for value, _, ranked, trained in sweeps.values_of(*of_sweeps, field):
             measures = {
-                metric: per_run.quality(ranked, dataset, protocol, metric, domains),
-                LOSS: per_run.best_loss(trained, dataset),
+                metric: aggregate.quality(ranked, dataset, protocol, metric, domains),
+                LOSS: aggregate.best_loss(trained, dataset),
             }
-            points = _points(measures, per_run.moved(trained, dataset))
+            points = _points(measures, aggregate.moved(trained, dataset))
             out.append(points.assign(field=field, value="all" if value is None else str(value)))
-    return pd.concat(out, ignore_index=True)[_COLUMNS].sort_values(
+    points = pd.concat([part for part in out if len(part)] or out, ignore_index=True)
+    points = points.assign(protocol=protocol)
+    known = select.methods(metrics, rounds, sweep_metrics, sweep_rounds)
+    return select.describe(points, known)[_COLUMNS].sort_values(
         ["field", "measure", "bytes", "method"], ignore_index=True
     )
 
 
-def quality_vs_bytes(
-    metrics: pd.DataFrame,
-    rounds: pd.DataFrame,
-    sweep_metrics: pd.DataFrame,
-    sweep_rounds: pd.DataFrame,
-    sweep_configs: pd.DataFrame,
-    dataset: str,
-    protocol: str = "sampled",
-    *,
-    metric: str = "ndcg@10",
-) -> Figure:
-    """Two panels over one axis of bytes; arguments and errors as in :func:`numbers`.
+def plot(numbers: pd.DataFrame, dataset: str, metric: str = "ndcg@10") -> Figure:
+    """Two panels over one axis of bytes.
 
     Error bars, where there is more than one seed, are the sample deviation over seeds. A panel
     without numbers says so; without any the figure is a note.
     """
-    frame = (metrics, rounds, sweep_metrics, sweep_rounds, sweep_configs)
-    found = numbers(*frame, dataset, protocol, metric=metric)
     title = f"{style.dataset_label(dataset)}: quality against bytes"
-    if found.empty:
+    if numbers.empty:
         return style.note("No finished run.", title=title)
-    name = f"{style.metric_label(metric)} (%), {frames.PROTOCOL_LABELS[protocol]}"
-    panels = {metric: (100, name), LOSS: (1, "validation loss (nats a token)")}
+    protocol = select.protocol_label(numbers["protocol"].iloc[0])
+    name = f"{style.metric_label(metric)} (%), {protocol}"
+    panels = {metric: (100, name), LOSS: (1, "validation loss (nats per token)")}
+    parts = {
+        measure: numbers[numbers["measure"] == measure].assign(
+            mean=lambda part, factor=factor: factor * part["mean"].astype(float),
+            sd=lambda part, factor=factor: factor * part["sd"].astype(float),
+            name=lambda part: _names(part, numbers),
+        )
+        for measure, (factor, _) in panels.items()
+    }
     with style.context():
         figure = style.canvas(10.0, 9.4)
         grid = figure.subplots(2, 2, sharey="row", sharex="col", width_ratios=(1.0, 4.2))
-        moving = found.loc[found["bytes"] > 0, "bytes"]
-        for (strip, axes), (measure, (factor, text)) in zip(grid, panels.items(), strict=True):
-            part = found[found["measure"] == measure]
-            part = part.assign(mean=factor * part["mean"], sd=factor * part["sd"].astype(float))
-            strip.set_ylabel(text)
+        for (strip, axes), (measure, (_, text)) in zip(grid, panels.items(), strict=True):
+            part = parts[measure]
             _frame(strip, axes, part)
-            for field in CURVES:
-                _curve(axes, part[part["field"] == field], field)
-            for point in part[part["field"] == ""].itertuples():
-                place = axes if point.bytes > 0 else strip
-                _point(place, point)
-        _axis(grid[1, 1], moving)  # after the panels, which share it
+            strip.set_ylabel(text)
+            _curves(axes, part)
+            main = part[part["field"] == ""]
+            _marks(strip, main[main["bytes"] <= 0])
+            _marks(axes, main[main["bytes"] > 0])
+        _axis(grid[1, 1], numbers.loc[numbers["bytes"] > 0, "bytes"])  # after the panels
         grid[1, 0].set_xlabel("moves nothing")
         grid[1, 1].set_xlabel("sent and received by a client in all rounds (logarithmic axis)")
-        handles = [
-            Line2D([], [], color=_color(_METHOD), ls=_LINES[field], marker="o", ms=4, mfc="white")
-            for field in CURVES
-        ]
-        for handle, text in zip(handles, CURVES.values(), strict=True):
-            handle.set_label(f"{style.method_label(_METHOD)}, {text}")
-        drawn = [
-            h for h, field in zip(handles, CURVES, strict=True) if (found.field == field).any()
-        ]
-        if drawn:
-            figure.legend(handles=drawn, loc="outside lower center", ncols=2, handlelength=4)
-        figure.suptitle(f"{title}\n{_about(found)}", fontsize=10)
+        handles = []
+        for field, text in CURVES.items():
+            for label, color in _swept(numbers, field).items():
+                look = {"ls": _LINES[field], "marker": "o", "ms": 4, "mfc": "white"}
+                handles.append(Line2D([], [], color=color, label=f"{label}, {text}", **look))
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=4)
+        figure.suptitle(f"{title}\n{_about(numbers)}", fontsize=10)
         drawing.settle(figure)
-        for (strip, axes), (measure, (factor, _)) in zip(grid, panels.items(), strict=True):
-            part = found[found["measure"] == measure]
-            part = part.assign(mean=factor * part["mean"], sd=factor * part["sd"].astype(float))
+        for (strip, axes), part in zip(grid, parts.values(), strict=True):
             _labels(strip, part[part["bytes"] <= 0])
             _labels(axes, part[part["bytes"] > 0])
     return figure
@@ -126,7 +122,7 @@ def _points(measures: dict[str, pd.DataFrame], moved: pd.DataFrame) -> pd.DataFr
     """Values by method and seed, of several measures, to means over seeds with their bytes."""
     total = moved.groupby("method")["value"].mean()
     out = [
-        per_run.over_seeds(values, ["method"]).assign(measure=measure)
+        aggregate.over_seeds(values, ["method"]).assign(measure=measure)
         for measure, values in measures.items()
     ]
     out = pd.concat(out, ignore_index=True)
@@ -166,83 +162,88 @@ def _frame(strip: Axes, axes: Axes, part: pd.DataFrame) -> None:
     strip.set_ylim(low - room, high + room)
 
 
-def _curve(axes: Axes, part: pd.DataFrame, field: str) -> None:
-    """The runs of one field in the order of their bytes, the base among them."""
-    axes.plot(
-        part["bytes"],
-        part["mean"],
-        color=_color(_METHOD),
-        ls=_LINES[field],
-        lw=1.2,
-        marker="o",
-        ms=4,
-        mfc="white",
-        zorder=2,
-    )
+def _swept(numbers: pd.DataFrame, field: str) -> dict[str, str]:
+    """Colour by label of the methods that have a curve of this setting."""
+    rows = numbers[numbers["field"] == field]
+    return dict(zip(rows["label"], rows["color"], strict=True))
 
 
-def _point(axes: Axes, point) -> None:
-    x, sd = point.bytes if point.bytes > 0 else 0, point.sd if point.seeds > 1 else None
-    mark = _mark(point.method)
-    axes.errorbar(
-        x, point.mean, sd, color=_color(point.method), marker=mark, ms=7, mec=style.INK, mew=0.6,
-        elinewidth=0.9, capsize=2, zorder=3 + (point.method == _METHOD), ls="",
+def _curves(axes: Axes, part: pd.DataFrame) -> None:
+    """The runs of each swept setting in the order of their bytes, the base among them."""
+    for field, line in part[part["field"] != ""].groupby("field", sort=False):
+        look = {"ls": _LINES[field], "lw": 1.2, "marker": "o", "ms": 4, "mfc": "white"}
+        axes.plot(line["bytes"], line["mean"], color=line["color"].iloc[0], zorder=2, **look)
+
+
+def _marks(axes: Axes, main: pd.DataFrame) -> None:
+    """A mark per method by seaborn, in its colour and marker, over its error bar."""
+    if main.empty:
+        return
+    # Ablations under the other methods, so that what they are ablations of stays visible.
+    main = main.assign(last=main["family"] != select.ABLATION).sort_values(["last", "order"])
+    for row in main[main["seeds"] > 1].itertuples():
+        look = {"color": row.color, "elinewidth": 0.9, "capsize": 2, "ls": "", "zorder": 2.5}
+        axes.errorbar(max(row.bytes, 0), row.mean, row.sd, **look)
+    methods = list(main["method"])
+    sns.scatterplot(
+        main, x="bytes", y="mean", hue="method", hue_order=methods, style="method",
+        style_order=methods, palette=list(main["color"]),
+        markers={row.method: marker(row.order) for row in main.itertuples()},
+        s=49, edgecolor=style.INK, linewidth=0.6, legend=False, zorder=3, ax=axes,
     )  # fmt: skip
 
 
 def _labels(axes: Axes, part: pd.DataFrame) -> None:
     """Names beside the points, values beside those of the curves."""
-    main = part[part["field"] == ""]
-    own = main[main["method"] == _METHOD]
-    curve = part[part["field"] != ""]
+    main, curve = part[part["field"] == ""], part[part["field"] != ""]
     # A base run that is the main run needs no second name.
-    curve = curve[~curve["mean"].isin(own["mean"])]
-    curve = curve.assign(name=[_setting(row.field, row.value) for row in curve.itertuples()])
+    own = main.loc[main["method"].isin(curve["method"]), "mean"]
+    named = curve[~curve["mean"].isin(own)]
     # The base is a point of both curves.
-    curve = curve.groupby(["method", "bytes", "mean"], as_index=False)["name"].agg(", ".join)
-    names = [*map(_name, main["method"]), *curve["name"]]
-    both = pd.concat([main, curve]) if len(curve) else main
+    keys = ["method", "color", "bytes", "mean"]
+    named = named.groupby(keys, as_index=False, sort=False)["name"].agg(", ".join)
+    both = pd.concat([main, named]) if len(named) else main
     points = [(max(row.bytes, 0), row.mean) for row in both.itertuples()]
     obstacles = []
     for row in main[main["seeds"] > 1].itertuples():
         obstacles += [(max(row.bytes, 0), row.mean + k * row.sd) for k in (-1, -0.5, 0.5, 1)]
-    for field in CURVES:
-        line = part[part["field"] == field]
+    for _, line in curve.groupby("field"):
         ends = list(zip(line["bytes"], line["mean"], strict=True))
         for (x0, y0), (x1, y1) in zip(ends, ends[1:], strict=False):
             obstacles += [
                 (x0 * (x1 / x0) ** t, y0 + t * (y1 - y0)) for t in (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
             ]
-    colors = [_color(method) for method in both["method"]]
-    drawing.place_labels(axes, points, names, colors, obstacles=obstacles)
+    drawing.place_labels(axes, points, list(both["name"]), list(both["color"]), obstacles=obstacles)
 
 
-def _name(method: str) -> str:
-    """The method's label; an ablation's begins with a dash, as under its method in a table."""
-    label = style.method_label(method)
-    return label.replace("– ", f"{style.method_label(_METHOD)} ", 1) if label[:1] == "–" else label
+def _names(part: pd.DataFrame, numbers: pd.DataFrame) -> list[str]:
+    """Labels of the methods, values of the curves.
+
+    An ablation's label begins with a dash, as under its method in a table: here it takes the label
+    of the method whose name its own begins with.
+    """
+    labels = dict(zip(numbers["method"], numbers["label"], strict=True))
+    names = []
+    for row in part.itertuples():
+        if row.field == "":
+            parents = [m for m in labels if row.method.startswith(f"{m}-")]
+            parent = labels[max(parents, key=len)] if parents else ""
+            names.append(row.label.replace("– ", f"{parent} ", 1).strip())
+        elif row.field == "truncate":
+            names.append("all directions" if row.value == "all" else f"top {row.value}")
+        else:
+            names.append(row.value)
+    return names
 
 
-def _setting(field: str, value: str) -> str:
-    if field == "wire":
-        return value
-    return "all directions" if value == "all" else f"top {value}"
+def marker(order: int) -> str:
+    """A method keeps its marker whatever else is drawn; families begin at multiples of ten."""
+    return style.MARKERS[(int(order) + 2 * (int(order) // 10)) % len(style.MARKERS)]
 
 
-def _color(method: str) -> str:
-    return style.method_colors([method])[method]
-
-
-def _mark(method: str) -> str:
-    """A method keeps its marker whatever else is drawn."""
-    known = list(style.METHOD_LABELS)
-    place = known.index(method) if method in known else len(known)
-    return style.MARKERS[place % len(style.MARKERS)]
-
-
-def _about(found: pd.DataFrame) -> str:
-    main = found[found["field"] == ""]
-    seeds = main["seeds"] if len(main) else found["seeds"]
+def _about(numbers: pd.DataFrame) -> str:
+    main = numbers[numbers["field"] == ""]
+    seeds = main["seeds"] if len(main) else numbers["seeds"]
     low, high = int(seeds.min()), int(seeds.max())
     text = "one seed" if high == 1 else f"mean and sd over {high} seeds"
     if low != high:
@@ -250,5 +251,6 @@ def _about(found: pd.DataFrame) -> str:
             f" ({low} where no error bar is drawn)" if low == 1 else f" or fewer, at least {low}"
         )
     if "centralized" in set(main["method"]):
-        text += f"; {style.method_label('centralized')} moves no adapter, but all raw data"
+        label = select.label(main, "centralized")
+        text += f"; {label} moves no adapter, but all raw data"
     return text

@@ -1,9 +1,9 @@
-"""The one place for colours, names, fonts and files of all figures.
+"""The theme of all figures (seaborn's, with our fonts), colours, labels, and files.
 
-Notable choices: colours are those of Okabe and Ito (2008) and, where more are needed, of Paul
-Tol's "muted" scheme, both readable with colour-vision deficiency; a method or a domain has the
-same colour in every figure. Figures are made without pyplot, so nothing global is kept. Files
-carry no dates: the same figure gives the same bytes.
+Notable choices: colours of domains are those of Okabe and Ito (2008) and, where more are needed,
+of Paul Tol's "muted" scheme, both readable with colour-vision deficiency; a domain has the same
+colour in every figure, as a method has by its frame. Figures are made without pyplot, so nothing
+global is kept. Files carry no dates: the same figure gives the same bytes.
 """
 
 import io
@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib
+import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -22,48 +23,6 @@ from matplotlib.figure import Figure
 DPI = 160
 INK = "#222222"
 FAINT = "#8a8a8a"
-
-METHOD_LABELS = {
-    "zero-shot": "Zero-shot",
-    "popularity": "Popularity",
-    "als": "ALS",
-    "local": "Local",
-    "centralized": "Centralized",
-    "fedavg": "FedAvg",
-    "fedprox": "FedProx",
-    "ffa-lora": "FFA-LoRA",
-    "flora": "FLoRA",
-    "fedsa-lora": "FedSA-LoRA",
-    "rolora": "RoLoRA",
-    "lora-sim": "LoRA-Sim",
-    "fellrec": "FELLRec",
-    "feddpa": "FedDPA",
-    "fedecider": "FeDecider",
-    "fedecider-no-direction": "– w/o direction",
-    "fedecider-no-personalization": "– w/o personalization",
-    "fedecider-no-both": "– w/o both",
-}
-
-METHOD_COLORS = {
-    "zero-shot": "#999999",
-    "popularity": "#000000",
-    "als": "#6699CC",
-    "local": "#009E73",
-    "centralized": "#555555",
-    "fedavg": "#0072B2",
-    "fedprox": "#56B4E9",
-    "ffa-lora": "#E69F00",
-    "flora": "#CC79A7",
-    "fedsa-lora": "#F0E442",
-    "rolora": "#882255",
-    "lora-sim": "#44AA99",
-    "fellrec": "#999933",
-    "feddpa": "#AA4499",
-    "fedecider": "#D55E00",
-    "fedecider-no-direction": "#DDAA33",
-    "fedecider-no-personalization": "#BB5566",
-    "fedecider-no-both": "#997700",
-}
 
 # The eight genres of the UCSD Book Graph, and three Amazon categories: the two data sets never
 # share a picture, so they may share colours.
@@ -81,7 +40,7 @@ DOMAIN_COLORS = {
     "industrial_scientific": "#009E73",
 }
 
-_SPARE = (
+PALETTE = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -98,7 +57,9 @@ _SPARE = (
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
-RC = {
+_RC = {
+    **sns.axes_style("ticks"),
+    **sns.plotting_context("paper"),
     "font.family": "sans-serif",
     # DejaVu comes with matplotlib: the same letters, hence the same bytes, on every machine.
     "font.sans-serif": ["DejaVu Sans"],
@@ -131,7 +92,7 @@ RC = {
 
 def context() -> AbstractContextManager:
     """The settings of all figures, for the length of a ``with`` block."""
-    return matplotlib.rc_context(RC)
+    return matplotlib.rc_context(_RC)
 
 
 def canvas(width: float, height: float) -> Figure:
@@ -165,11 +126,6 @@ def dataset_label(dataset: str) -> str:
     return domain_label(dataset)
 
 
-def method_label(method: str) -> str:
-    """The name by which the field knows a method; an unknown one keeps its own."""
-    return METHOD_LABELS.get(method, str(method))
-
-
 def metric_label(metric: str) -> str:
     """``hit@5`` -> ``Hit@5``, ``ndcg@10`` -> ``NDCG@10``."""
     name, at, cut = metric.partition("@")
@@ -181,21 +137,12 @@ def wrapped(label: str, width: int) -> str:
     return textwrap.fill(label, width, break_long_words=False, break_on_hyphens=False)
 
 
-def method_colors(methods: Iterable[str]) -> dict[str, str]:
-    """A colour for each method; the known ones always have the same."""
-    return _colors(methods, METHOD_COLORS)
-
-
 def domain_colors(domains: Iterable[str]) -> dict[str, str]:
     """A colour for each domain; the known ones always have the same."""
-    return _colors(domains, DOMAIN_COLORS)
-
-
-def _colors(names: Iterable[str], known: dict[str, str]) -> dict[str, str]:
-    names = list(dict.fromkeys(names))
-    colors = {name: known[name] for name in names if name in known}
-    spare = [color for color in _SPARE if color not in colors.values()] or list(_SPARE)
-    unknown = sorted(name for name in names if name not in known)
+    names = list(dict.fromkeys(domains))
+    colors = {name: DOMAIN_COLORS[name] for name in names if name in DOMAIN_COLORS}
+    spare = [color for color in PALETTE if color not in colors.values()] or list(PALETTE)
+    unknown = sorted(name for name in names if name not in DOMAIN_COLORS)
     colors |= {name: spare[i % len(spare)] for i, name in enumerate(unknown)}
     return {name: colors[name] for name in names}
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from figures import style
-from figures.small_table import Column, Table
+from figures.table import Column, Table
 
 COUNTS = ("users", "items", "interactions", "density", "median_history")
 _COLUMNS = ["dataset", "domain", *COUNTS, "kind", "folder"]
 
 
-def read(results: str | Path) -> pd.DataFrame:
-    """One row a prepared domain: dataset, domain, ``COUNTS``, kind, folder.
+def numbers(results: str | Path) -> pd.DataFrame:
+    """One row per prepared domain: dataset, domain, ``COUNTS``, kind, folder.
 
     ``results`` is the folder with data/<dataset>/<domain>/meta.json. density is interactions /
     (users x items); median_history the median of a user's interactions, test and validation items
@@ -39,9 +39,9 @@ def read(results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def datasets(domains: pd.DataFrame) -> Table:
-    """The table of the frame of :func:`read`, data set by data set."""
-    planted = sorted(set(domains[domains["kind"] == "planted"]["dataset"]))
+def table(numbers: pd.DataFrame) -> Table:
+    """Data set by data set, a row per domain."""
+    planted = sorted(set(numbers[numbers["kind"] == "planted"]["dataset"]))
     generated = ", ".join(style.dataset_label(name) for name in planted)
     notes = [f"Generated, with planted structure: {generated}."] if planted else []
     return Table(
@@ -57,8 +57,8 @@ def datasets(domains: pd.DataFrame) -> Table:
             Column("density", "Density, %", ".3f", scale=100),
             Column("median_history", "Median history", ".1f"),
         ),
-        rows=domains,
-        notes=tuple(notes) if len(domains) else ("No prepared data.",),
+        rows=numbers,
+        notes=tuple(notes) if len(numbers) else ("No prepared data.",),
         block="dataset",
         sources="folder",
     )

@@ -1,4 +1,4 @@
-"""Table 5: what travels, per client and round and until a client's best model.
+"""Table 5: what travels, per client and round, and until a client's best model.
 
 Bytes are those of the encoded payloads, headers included (fedecider/wire.py).
 """
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from figures import frames, per_run, setting_rows, style
-from figures.small_table import NO_RUN, Column, Table
+from figures import select, style, sweeps
+from figures.table import NO_RUN, Column, Table
 
-FIELDS = ("wire", "truncate")
+FIELDS = ("payload_dtype", "truncate")
 _KIB = 2**-10
 _COLUMNS = ("dataset", "method", "seed", "run", "round", "client", "valid_loss")
 _VALUES = ("bytes_up", "bytes_down", "best_round", "best_bytes")
 
 
 def traffic(rounds: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """A row a run (index): bytes_up and bytes_down a client and round, best_round, best_bytes.
+    """A row per run (index): bytes_up and bytes_down per client and round, best_round, best_bytes.
 
-    ``rounds`` is the frame of ``fedecider.runs.rounds``. A client's best round has its lowest
+    ``rounds`` is the frame of ``fedecider.results.rounds``. A client's best round has its lowest
     validation loss, the first among equals; best_bytes is what it sent and received until then.
     All are means over clients, the first two over all rounds before (a method may alternate).
     """
-    frames.require(rounds, (*_COLUMNS, "bytes_up", "bytes_down"), "rounds")
+    select.require(rounds, (*_COLUMNS, "bytes_up", "bytes_down"), "rounds")
     rows = rounds[rounds["dataset"] == dataset].dropna(subset="valid_loss")
     numbers = ["round", "valid_loss", "bytes_up", "bytes_down"]
     rows = rows.astype(dict.fromkeys(numbers, float)).sort_values(["run", "client", "round"])
@@ -37,48 +37,55 @@ def traffic(rounds: pd.DataFrame, dataset: str) -> pd.DataFrame:
     return out.groupby("run")[list(_VALUES)].mean()
 
 
-def communication(
+def numbers(
     rounds: pd.DataFrame,
     configs: pd.DataFrame,
     *,
     dataset: str,
-    methods: Sequence[str] = ("local", "fedavg", "fedecider"),
+    expected: Sequence[str] = (),
     swept: str = "fedecider",
     fields: Sequence[str] = FIELDS,
     base: str = "fedavg",
-) -> Table:
-    """The table of one data set: every method that ran in rounds, then the sweeps of ``swept``.
+) -> pd.DataFrame:
+    """One row per method that ran in rounds, then per value of the sweeps of ``swept``.
 
-    The frames are those of ``fedecider.runs``, of runs/ and sweeps/ together. ``methods`` are
-    expected (a gap where no run is found), others that the runs hold are in the table too. The
-    ratios are to ``base``, for sweeps to its base run among them, else a gap: runs of other sizes
-    move other amounts.
+    Columns: block, setting, method, base, each column of :func:`traffic` with "_sd", seeds, runs,
+    bytes_up_ratio, bytes_down_ratio, against. The frames are those of ``fedecider.results``, of
+    runs/ and sweeps/ together. ``expected`` methods are a gap where no run is found. The ratios are
+    to ``base`` (``against`` is its label), for sweeps to its base run among them, else a gap: runs
+    of other sizes move other amounts.
     """
     values = traffic(rounds, dataset)
-    mine = rounds[(rounds["dataset"] == dataset) & rounds["run"].isin(values.index)]
-    main = mine[mine["run"].astype(str).str.startswith("runs/")]
-    blocks = [setting_rows.of_methods(main, dataset, frames.ordered([*methods, *main["method"]]))]
-    blocks += [setting_rows.of_field(configs, dataset, swept, field) for field in fields]
-    rows = setting_rows.attach(pd.concat(blocks, ignore_index=True), values)
-    out = setting_rows.over_seeds(rows, _VALUES)
-    swept_base = per_run.swept(configs, dataset, base, "wire")
-    bases = swept_base[swept_base["base"].astype(bool)]["run"]
+    ran = rounds[(rounds["dataset"] == dataset) & rounds["run"].isin(values.index)]
+    main = ran[ran["run"].astype(str).str.startswith("runs/")]
+    known = select.methods(rounds, names=[*expected, *main["method"]])
+    blocks = [sweeps.of_methods(main, dataset, known)]
+    blocks += [sweeps.of_field(configs, dataset, swept, field) for field in fields]
+    rows = sweeps.attach(pd.concat(blocks, ignore_index=True), values)
+    out = sweeps.over_seeds(rows, _VALUES)
+    of_base = sweeps.swept(configs, dataset, base, fields[0])
+    bases = of_base[of_base["base"].astype(bool)]["run"]
     against = {
         "runs": values[values.index.isin(main[main["method"] == base]["run"])].mean(),
         "sweeps": values[values.index.isin(bases)].mean(),
     }
     for way in ("bytes_up", "bytes_down"):
         out[f"{way}_ratio"] = [
-            setting_rows.ratio(value, against[runs.partition("/")[0]][way]) if runs else None
+            sweeps.ratio(value, against[runs.partition("/")[0]][way]) if runs else None
             for value, runs in zip(out[way], out["runs"], strict=True)
         ]
-    name = f"× {style.method_label(base)}"
+    return out.assign(against=select.label(rounds, base))
+
+
+def table(numbers: pd.DataFrame, *, dataset: str) -> Table:
+    """Methods, then the sweeps around their base."""
+    name = f"× {numbers['against'].iloc[0]}"
     return Table(
         label=f"communication-{dataset}",
         caption=f"{style.dataset_label(dataset)}: bytes of the payloads, mean over clients; up and "
         "down: per client and round, mean over rounds; until the best model: all that a client "
         "sends and receives until the round with its lowest validation loss; ± sample standard "
-        f"deviation over seeds. Sweeps are of {style.method_label(swept)}.",
+        "deviation over seeds. Further blocks: FeDecider with coarser payloads.",
         columns=(
             Column("block", "Varied", align="l"),
             Column("setting", "Setting", align="l"),
@@ -90,7 +97,7 @@ def communication(
             Column("best_round", "round", ".1f", 1, "best_round_sd", "Until the best model"),
             Column("best_bytes", "KiB", ",.1f", _KIB, "best_bytes_sd", "Until the best model"),
         ),
-        rows=out,
-        notes=() if out["runs"].any() else (NO_RUN,),
+        rows=numbers,
+        notes=() if numbers["runs"].any() else (NO_RUN,),
         block="block",
     )

@@ -1,14 +1,14 @@
 """Table 8: the paper's lemmas and propositions, checked on a trained model.
 
-The numbers are those of fedecider/theory.py, where each statement is a function.
+The numbers are those of fedecider/analysis/theory.py, where each statement is a function.
 """
 
 from typing import NamedTuple
 
 import pandas as pd
 
-from figures import frames, style
-from figures.small_table import GAP, NO_RUN, Column, Table
+from figures import select, style
+from figures.table import GAP, NO_RUN, Column, Table
 
 _COLUMNS = ("dataset", "client", "statement", "measured", "deviation", "tolerance", "holds")
 LARGEST = "largest"  # the client of the CSV's rows over all clients
@@ -37,7 +37,7 @@ STATEMENTS = {
     "proposition 1": Statement(
         "Proposition 1",
         "the best weights are no worse than the uniform average",
-        "nats a token saved (0 or more)",
+        "nats per token saved (0 or more)",
     ),
     "lemma 3": Statement(
         "Lemma 3",
@@ -59,33 +59,57 @@ STATEMENTS = {
 }
 
 
-def statements(found: pd.DataFrame, *, dataset: str) -> Table:
-    """A row a statement: measured on each client, and the largest deviation over clients.
+def numbers(found: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
+    """The checks of one data set, and per statement the client that deviates most ("largest").
 
-    ``found`` is the frame of ``fedecider.theory.check``, of one run or of several; of several the
-    number shown is that of the largest deviation. A statement that was not checked is a gap.
-    Raises ValueError for an unknown statement. The tidy numbers are those of :func:`tidy`.
+    ``found`` is the frame of ``fedecider.analysis.theory.check``, of one run or of several; its
+    columns are kept. Raises ValueError for a lacking column and for an unknown statement.
     """
-    kept = _of(found, dataset)
-    clients = sorted(set(kept["client"]))
+    select.require(found, (*_COLUMNS, "cases", "run"), "statements")
+    kept = found[found["dataset"] == dataset]
+    unknown = sorted(set(kept["statement"]) - set(STATEMENTS))
+    if unknown:
+        raise ValueError(f"statement {unknown[0]!r} is unknown; known: {', '.join(STATEMENTS)}")
+    kept = kept.astype({"measured": float, "deviation": float, "tolerance": float})
+    by_statement = kept.groupby("statement")
+    worst = kept.sort_values("deviation").groupby("statement", sort=False).tail(1)
+    worst = worst.assign(
+        client=LARGEST,
+        holds=list(worst["statement"].map(by_statement["holds"].all())),
+        run=list(worst["statement"].map(by_statement["run"].agg(select.joined))),
+    )
+    both = pd.concat([kept, worst]) if len(kept) else kept
+    places = {key: place for place, key in enumerate(STATEMENTS)}
+    return both.sort_values(
+        "statement", key=lambda names: names.map(places), kind="stable", ignore_index=True
+    )
+
+
+def table(numbers: pd.DataFrame, *, dataset: str) -> Table:
+    """A row per statement: measured on each client, and the largest deviation over clients.
+
+    Of several runs the number shown is that of the largest deviation. A statement that was not
+    checked is a gap.
+    """
+    checks = numbers[numbers["client"] != LARGEST].sort_values("deviation", kind="stable")
+    clients = sorted(set(checks["client"]))
     rows = []
     for key, statement in STATEMENTS.items():
-        mine = kept[kept["statement"] == key].sort_values("deviation")
+        of = checks[checks["statement"] == key]
         row = {"name": statement.name, "words": statement.words, "measured": statement.measured}
         for client in clients:
-            worst = mine[mine["client"] == client].tail(1)
+            worst = of[of["client"] == client].tail(1)
             row[f"measured {client}"] = _text(statement, worst.iloc[0]) if len(worst) else None
         row |= {"deviation": None, "tolerance": None, "holds": None}
-        if len(mine):
-            row |= {"deviation": mine["deviation"].max(), "tolerance": mine["tolerance"].min()}
-            row["holds"] = "yes" if mine["holds"].all() else "no"
-        rows.append(row | {"runs": frames.joined(mine["run"])})
-    number = {"deviation": float, "tolerance": float}
+        if len(of):
+            row |= {"deviation": of["deviation"].max(), "tolerance": of["tolerance"].min()}
+            row["holds"] = "yes" if of["holds"].all() else "no"
+        rows.append(row | {"runs": select.joined(of["run"])})
     label = style.domain_label
     return Table(
         label=f"theory-{dataset}",
         caption=f"{style.dataset_label(dataset)}: the paper's statements on trained models of "
-        f"{style.method_label('fedecider')}, on each client's own training loss F. Names as in the "
+        "FeDecider, on each client's own training loss F. Names as in the "
         "paper, statements as reconstructed here; in brackets what is expected. A statement holds "
         "if its largest deviation over clients is within the tolerance.",
         columns=(
@@ -97,33 +121,10 @@ def statements(found: pd.DataFrame, *, dataset: str) -> Table:
             Column("tolerance", "Tolerance", ".2g"),
             Column("holds", "Holds"),
         ),
-        rows=pd.DataFrame(rows).astype(number),
-        notes=() if len(kept) else (NO_RUN,),
+        rows=pd.DataFrame(rows).astype({"deviation": float, "tolerance": float}),
+        notes=() if len(checks) else (NO_RUN,),
+        numbers=numbers,
     )
-
-
-def tidy(found: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
-    """``found`` of one data set, and a row a statement: that of the client that deviates most."""
-    kept = _of(found, dataset)
-    worst = kept.sort_values("deviation").groupby("statement", sort=False).tail(1)
-    worst = worst.assign(
-        client=LARGEST,
-        holds=list(worst["statement"].map(kept.groupby("statement")["holds"].all())),
-        run=list(worst["statement"].map(kept.groupby("statement")["run"].agg(frames.joined))),
-    )
-    both = pd.concat([kept, worst]) if len(kept) else kept
-    place = both["statement"].map({key: place for place, key in enumerate(STATEMENTS)})
-    out = both.assign(place=place).sort_values("place", kind="stable").drop(columns="place")
-    return out.reset_index(drop=True)
-
-
-def _of(found: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    frames.require(found, (*_COLUMNS, "cases", "run"), "statements")
-    kept = found[found["dataset"] == dataset]
-    unknown = sorted(set(kept["statement"]) - set(STATEMENTS))
-    if unknown:
-        raise ValueError(f"statement {unknown[0]!r} is unknown; known: {', '.join(STATEMENTS)}")
-    return kept.astype({"measured": float, "deviation": float, "tolerance": float})
 
 
 def _text(statement: Statement, row: pd.Series) -> str:

@@ -7,59 +7,66 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from figures import frames, setting_rows, style
-from figures.small_table import NO_RUN, Column, Table
+from figures import select, style, sweeps
+from figures.table import NO_RUN, Column, Table
 
 _RUN = ["dataset", "method", "seed", "run"]
 _VALUES = ("seconds", "steps", "memory", "ranking_seconds")
 
 
-def cost(
+def numbers(
     rounds: pd.DataFrame,
     ranking: pd.DataFrame,
     *,
     dataset: str,
-    methods: Sequence[str] = ("local", "fedavg", "fedecider"),
+    expected: Sequence[str] = (),
     base: str = "local",
-) -> Table:
-    """The table of one data set: a row a method, ratios to ``base``.
+) -> pd.DataFrame:
+    """One row per method, ratios to ``base``.
 
-    ``rounds`` and ``ranking`` are the frames of ``fedecider.runs`` of these names. Training
-    seconds, steps and peak memory: mean and sample standard deviation over all clients, rounds and
-    seeds; ranking seconds: over runs. Methods that are expected and were not run are a gap.
+    Columns: method, label, family, color, order, seconds, steps, memory (MiB), ranking_seconds,
+    each with "_sd", seeds, runs, seconds_ratio, memory_ratio, ranking_seconds_ratio, against (the
+    base's label). ``rounds`` and ``ranking`` are the frames of ``fedecider.results`` of these
+    names. Training seconds, steps and peak memory: mean and sample standard deviation over all
+    clients, rounds and seeds; ranking seconds: over runs. ``expected`` methods that were not run
+    are a gap.
     """
-    frames.require(rounds, (*_RUN, *_VALUES[:3]), "rounds")
-    frames.require(ranking, (*_RUN, "ranking_seconds"), "ranking")
-    parts = {
-        "training": rounds[rounds["dataset"] == dataset],
-        "ranking": ranking[ranking["dataset"] == dataset],
-    }
-    found = [method for part in parts.values() for method in part["method"]]
+    select.require(rounds, (*_RUN, *_VALUES[:3]), "rounds")
+    select.require(ranking, (*_RUN, "ranking_seconds"), "ranking")
+    training = rounds[rounds["dataset"] == dataset]
+    ranked = ranking[ranking["dataset"] == dataset]
+    names = [*expected, *training["method"], *ranked["method"]]
+    known = select.methods(rounds, ranking, names=names)
     out = []
-    for method in frames.ordered([*methods, *found]):
-        mine = {name: part[part["method"] == method] for name, part in parts.items()}
+    for method in known.index:
+        parts = [part[part["method"] == method] for part in (training, ranked)]
         row: dict = {"method": method}
         for value in _VALUES:
-            numbers = mine["ranking" if value == "ranking_seconds" else "training"][value]
-            numbers = numbers.astype(float)
-            row[value], row[f"{value}_sd"] = numbers.mean(), numbers.std()
-        both = pd.concat([part[["seed", "run"]] for part in mine.values()])
+            values = parts[value == "ranking_seconds"][value].astype(float)
+            row[value], row[f"{value}_sd"] = values.mean(), values.std()
+        both = pd.concat([part[["seed", "run"]] for part in parts])
         row["seeds"] = both["seed"].nunique() or None
-        row["runs"] = frames.joined(both["run"])
+        row["runs"] = select.joined(both["run"])
         out.append(row)
-    rows = pd.DataFrame(out).astype({"seeds": "Int64"})
+    columns = ["method", *(name for value in _VALUES for name in (value, f"{value}_sd"))]
+    rows = pd.DataFrame(out, columns=[*columns, "seeds", "runs"]).astype({"seeds": "Int64"})
     reference = rows.set_index("method")
     for value in ("seconds", "memory", "ranking_seconds"):
-        one = reference[value].get(base, float("nan"))
-        rows[f"{value}_ratio"] = [setting_rows.ratio(number, one) for number in rows[value]]
-    name = f"× {style.method_label(base)}"
+        of_base = reference[value].get(base, float("nan"))
+        rows[f"{value}_ratio"] = [sweeps.ratio(number, of_base) for number in rows[value]]
+    return select.describe(rows, known).assign(against=select.label(rounds, base))
+
+
+def table(numbers: pd.DataFrame, *, dataset: str) -> Table:
+    """A row per method: training, peak memory, ranking."""
+    name = f"× {numbers['against'].iloc[0]}" if len(numbers) else "×"
     return Table(
         label=f"cost-{dataset}",
         caption=f"{style.dataset_label(dataset)}: time and memory. Training and peak resident "
-        "memory: mean ± sample standard deviation over clients, rounds and seeds, a client and "
-        "round each; ranking: all test users of a run, over runs.",
+        "memory: mean ± sample standard deviation over clients, rounds and seeds, per client and "
+        "round; ranking: all test users of a run, over runs.",
         columns=(
-            Column("method", "Method", align="l", words=style.method_label),
+            Column("label", "Method", align="l"),
             Column("seeds", "Seeds"),
             Column("seconds", "s", ".2f", 1, "seconds_sd", "Training"),
             Column("seconds_ratio", name, ".2f", group="Training"),
@@ -69,15 +76,16 @@ def cost(
             Column("ranking_seconds", "s", ",.1f", 1, "ranking_seconds_sd", "Ranking"),
             Column("ranking_seconds_ratio", name, ".2f", group="Ranking"),
         ),
-        rows=rows,
-        notes=_notes(rows),
+        rows=numbers,
+        notes=_notes(numbers),
     )
 
 
-def _notes(rows: pd.DataFrame) -> tuple[str, ...]:
-    if not rows["runs"].any():
+def _notes(numbers: pd.DataFrame) -> tuple[str, ...]:
+    if not numbers["runs"].any():
         return (NO_RUN,)
-    if rows.loc[rows["method"] == "centralized", "runs"].any():
-        label = style.method_label("centralized")
-        return (f"{label} trains one model on the data of all clients: its numbers are of that.",)
-    return ()
+    pooled = numbers[(numbers["method"] == "centralized") & (numbers["runs"] != "")]["label"]
+    return tuple(
+        f"{label} trains one model on the data of all clients: its numbers are of that."
+        for label in pooled
+    )

@@ -1,11 +1,11 @@
-"""Norms and cosines of the clients' updates, from the frame of ``fedecider.runs.geometry``."""
+"""Norms and cosines of the clients' updates, from the frame of ``fedecider.results.geometry``."""
 
 import pandas as pd
 
-from figures import frames, per_run
+from figures import aggregate, select
 
-_COLUMNS = ("dataset", "method", "seed", "round", "layer", "client", "other", "cosine", "norm")
-_COLUMNS += ("run",)
+_COLUMNS = ("dataset", "method", *select.METHOD, "seed", "round", "layer", "client", "other")
+_COLUMNS += ("cosine", "norm", "run")
 
 
 def norms(geometry: pd.DataFrame, dataset: str, method: str = "local") -> pd.DataFrame:
@@ -18,11 +18,11 @@ def norms(geometry: pd.DataFrame, dataset: str, method: str = "local") -> pd.Dat
     rows = rows[rows["client"] == rows["other"]].rename(columns={"client": "domain"})
     rows = rows.assign(value=rows["norm"], square=rows["norm"] ** 2)
     whole = rows.groupby(["domain", "seed"], as_index=False).agg(
-        square=("square", "sum"), runs=("runs", frames.joined)
+        square=("square", "sum"), runs=("runs", select.joined)
     )
     whole = whole.assign(value=whole["square"] ** 0.5, layer="all")
     both = pd.concat([rows, whole], ignore_index=True) if len(rows) else rows
-    return per_run.over_seeds(both, ["domain", "layer"])
+    return aggregate.over_seeds(both, ["domain", "layer"])
 
 
 def cosines(geometry: pd.DataFrame, dataset: str, method: str = "local") -> pd.DataFrame:
@@ -35,19 +35,19 @@ def cosines(geometry: pd.DataFrame, dataset: str, method: str = "local") -> pd.D
     rows = rows[(rows["domain"] != rows["other"]) & rows["cosine"].notna()]
     rows = rows.assign(value=rows["cosine"])
     mean = rows.groupby(["domain", "other", "seed"], as_index=False).agg(
-        value=("value", "mean"), runs=("runs", frames.joined)
+        value=("value", "mean"), runs=("runs", select.joined)
     )
     both = pd.concat([rows, mean.assign(layer="mean")], ignore_index=True) if len(rows) else rows
-    return per_run.over_seeds(both, ["domain", "other", "layer"])
+    return aggregate.over_seeds(both, ["domain", "other", "layer"])
 
 
-def separation(found: pd.DataFrame) -> tuple[float, float]:
+def separation(cosines: pd.DataFrame) -> tuple[float, float]:
     """Of the rows of :func:`cosines`: spread within a pair, and between pairs.
 
     The first is the sample deviation over the layers of a pair, averaged over pairs; the second
     that of the pairs' means. NaN with fewer than two layers, or two pairs.
     """
-    once = found[found["domain"] < found["other"]]
+    once = cosines[cosines["domain"] < cosines["other"]]
     layers, means = once[once["layer"] != "mean"], once[once["layer"] == "mean"]
     within = layers.groupby(["domain", "other"])["mean"].std().mean()
     return float(within), float(means["mean"].std())
@@ -55,7 +55,7 @@ def separation(found: pd.DataFrame) -> tuple[float, float]:
 
 def _last(geometry: pd.DataFrame, dataset: str, method: str) -> pd.DataFrame:
     """Rows of the last round of each seed, and ``runs``."""
-    frames.require(geometry, _COLUMNS, "geometry")
+    select.require(geometry, _COLUMNS, "geometry")
     rows = geometry[(geometry["dataset"] == dataset) & (geometry["method"] == method)]
-    rows = rows[rows["round"] == rows.groupby("seed")["round"].transform("max")]
-    return rows.rename(columns={"run": "runs"}).astype({"cosine": float, "norm": float})
+    rows = aggregate.last_round(rows).rename(columns={"run": "runs"})
+    return rows.astype({"cosine": float, "norm": float})

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from figures import small_table
+from figures import table as printed
 
 
 def texts(figure: Figure) -> list[str]:
@@ -45,30 +45,31 @@ def laid_out(figure: Figure) -> None:
 
 
 def bars(figure: Figure) -> list[float]:
-    patches = figure.axes[0].patches
-    return [p.get_height() for p in patches if isinstance(p, Rectangle)]
+    """Heights of the first axes' bars from left to right."""
+    patches = [p for p in figure.axes[0].patches if isinstance(p, Rectangle)]
+    return [p.get_height() for p in sorted(patches, key=Rectangle.get_x)]
 
 
 def cells(axes) -> dict[tuple[int, int], str]:
     return {
-        (round(t.get_position()[1]), round(t.get_position()[0])): t.get_text()
+        (int(t.get_position()[1]), int(t.get_position()[0])): t.get_text()
         for t in axes.texts
-        if t.get_transform() == axes.transData
+        if t.get_transform() == axes.transData and t.get_text()
     }
 
 
 def csv(table):
-    return pd.read_csv(io.StringIO(small_table.to_csv(table)))
+    return pd.read_csv(io.StringIO(printed.to_csv(table)))
 
 
 def lines(table):
     """Rows of the Markdown form as lists of cells, the heading first."""
-    rows = [row for row in small_table.to_markdown(table).splitlines() if row.startswith("|")]
+    rows = [row for row in printed.to_markdown(table).splitlines() if row.startswith("|")]
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return [row for row in rows if not set("".join(row)) <= set("-:")]
 
 
 def line(table, *start):
     """The cells of the one row that has these first words, "" for what a block prints once."""
-    (found,) = [row for row in lines(table) if tuple(row[: len(start)]) == start]
-    return found[len(start) :]
+    (row,) = [row for row in lines(table) if tuple(row[: len(start)]) == start]
+    return row[len(start) :]

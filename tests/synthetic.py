@@ -1,27 +1,58 @@
-"""Synthetic frames, as fedecider.runs gives them, that figures are drawn from."""
+"""Synthetic frames, as fedecider.results gives them, that figures are drawn from."""
 
 import numpy as np
 import pandas as pd
 
-from figures import frames, style
+from figures import select
 
 THREE = ["children", "comics_graphic", "mystery_thriller_crime"]
 SIX = sorted([*THREE, "fantasy_paranormal", "history_biography", "young_adult"])
 METHODS = ["zero-shot", "popularity", "local", "fedavg", "fedecider"]
-ALL = [*style.METHOD_LABELS, "fedecider-no-direction", "fedecider-no-personalization"]
-ALL = list(dict.fromkeys([*ALL, "fedecider-no-both", "als"]))
+KNOWN = {  # label, family, color, order, as a run stores them
+    "popularity": ("Popularity", "no language model", "#000000", 0),
+    "als": ("ALS", "no language model", "#6699CC", 1),
+    "zero-shot": ("Zero-shot", "reference", "#999999", 10),
+    "local": ("Local", "reference", "#009E73", 20),
+    "centralized": ("Centralized", "reference", "#555555", 30),
+    "fedavg": ("FedAvg", "federated", "#0072B2", 40),
+    "fedprox": ("FedProx", "federated", "#56B4E9", 41),
+    "ffa-lora": ("FFA-LoRA", "federated", "#E69F00", 42),
+    "flora": ("FLoRA", "federated", "#CC79A7", 43),
+    "fedsa-lora": ("FedSA-LoRA", "federated", "#F0E442", 44),
+    "rolora": ("RoLoRA", "federated", "#882255", 45),
+    "lora-sim": ("LoRA-Sim", "federated", "#44AA99", 46),
+    "fellrec": ("FELLRec", "federated", "#999933", 47),
+    "feddpa": ("FedDPA", "federated", "#AA4499", 48),
+    "fedecider": ("FeDecider", "federated", "#D55E00", 60),
+    "fedecider-no-direction": ("– w/o direction", "ablation", "#DDAA33", 61),
+    "fedecider-no-personalization": ("– w/o personalization", "ablation", "#BB5566", 62),
+    "fedecider-no-both": ("– w/o both", "ablation", "#997700", 63),
+}
+ALL = list(KNOWN)
 SILENT = ("zero-shot", "popularity", "als")  # what does not train has no rounds
 KINDS = ("q_proj", "v_proj")
+OTHER = ("#123456", 99)  # colour and order of a method that nobody listed
 ROUNDS = ["dataset", "method", "seed", "round", "client", "train_loss", "valid_loss", "bytes_up"]
 ROUNDS += ["bytes_down", "seconds", "update_norm", "steps", "memory", "run"]
 METRICS = ["dataset", "method", "seed", "domain", "protocol", "ranker", "metric", "value", "users"]
 METRICS += ["run"]
 BASE = {"rank": 8, "rounds": 3, "local_epochs": 1, "alpha_lr": 0.02, "alpha_init": 0.0}
-BASE |= {"truncate": None, "wire": "float32", "lr": 0.002, "train_users": 200}
+BASE |= {"truncate": None, "payload_dtype": "float32", "lr": 0.002, "train_users": 200}
 VALUES = {"rank": [16, 4, 32], "rounds": [1, 12], "local_epochs": [2], "alpha_lr": [0.1, 0.0]}
-VALUES |= {"alpha_init": [0.5], "truncate": [1, 4], "wire": ["int8", "bfloat16"]}
+VALUES |= {"alpha_init": [0.5], "truncate": [1, 4], "payload_dtype": ["int8", "bfloat16"]}
 VALUES |= {"lr": [0.004, 0.001], "train_users": [36]}
 SIZES = {"float32": 1.0, "bfloat16": 0.5, "int8": 0.27}
+
+
+def described(frame, **families):
+    """The frame with the columns that describe its methods; ``families`` of those not in KNOWN."""
+    rows = frame.drop(columns=select.METHOD, errors="ignore")
+    known = KNOWN | {name: (name.title(), family, *OTHER) for name, family in families.items()}
+    about = {m: known.get(m, (m, "federated", *OTHER)) for m in set(rows["method"])}
+    place = rows.columns.get_loc("method") + 1
+    for i, name in enumerate(select.METHOD):
+        rows.insert(place + i, name, [about[method][i] for method in rows["method"]])
+    return rows
 
 
 def synthetic_metrics(domains, methods=METHODS, seeds=(0, 1, 2), dataset="goodreads"):
@@ -32,17 +63,17 @@ def synthetic_metrics(domains, methods=METHODS, seeds=(0, 1, 2), dataset="goodre
             ("catalogue", "grounding", 0.05),
             ("sampled", "likelihood", 0.4),
         ):
-            for metric in frames.METRICS:
+            for metric in select.METRICS:
                 for method in methods:
-                    popular = method == "popularity"
-                    for seed in (0,) if popular else seeds:
-                        by = "popularity" if popular else ranker
+                    alone = method in ("popularity", "als")
+                    for seed in (0,) if method == "popularity" else seeds:
+                        by = method if alone else ranker
                         value = level * rng.uniform(0.8, 1.2)
                         run = f"runs/{dataset}/{method}-seed{seed}"
                         rows.append(
                             (dataset, method, seed, domain, protocol, by, metric, value, 50, run)
                         )
-    return pd.DataFrame(rows, columns=METRICS)
+    return described(pd.DataFrame(rows, columns=METRICS))
 
 
 def synthetic_alphas(domains, seeds=(0, 1), rounds=4, layers=3, scale=0.3):
@@ -58,7 +89,7 @@ def synthetic_alphas(domains, seeds=(0, 1), rounds=4, layers=3, scale=0.3):
         for layer, value in enumerate(rng.normal(0, scale, layers))
     ]
     columns = ["dataset", "method", "seed", "round", "client", "source", "layer", "alpha", "run"]
-    return pd.DataFrame(rows, columns=columns)
+    return described(pd.DataFrame(rows, columns=columns))
 
 
 def square(domains, diagonal=0.0, low=0.1, high=0.9):
@@ -69,7 +100,7 @@ def square(domains, diagonal=0.0, low=0.1, high=0.9):
 
 
 def without_rows(frame):
-    """As fedecider.runs gives it: the columns, and no types."""
+    """As fedecider.results gives it: the columns, and no types."""
     return pd.DataFrame(columns=list(frame.columns))
 
 
@@ -91,7 +122,7 @@ def synthetic_geometry(domains, seeds=(0, 1, 2), rounds=2, blocks=4, method="loc
                         rows.append((*key, cosine, norm, f"runs/goodreads/{method}-seed{seed}"))
     columns = ["dataset", "method", "seed", "round", "layer", "client", "other", "cosine", "norm"]
     columns += ["run"]
-    return pd.DataFrame(rows, columns=columns)
+    return described(pd.DataFrame(rows, columns=columns))
 
 
 def round_rows(run, domains, *, method, seed=0, rounds=3, up=1000, down=2000, losses=None):
@@ -103,6 +134,10 @@ def round_rows(run, domains, *, method, seed=0, rounds=3, up=1000, down=2000, lo
         for number in range(1, rounds + 1)
         for place, domain in enumerate(domains)
     ]
+
+
+def rounds_frame(rows):
+    return described(pd.DataFrame(rows, columns=ROUNDS))
 
 
 def synthetic_rounds(domains, methods, seeds=(0, 1, 2)):
@@ -117,7 +152,7 @@ def synthetic_rounds(domains, methods, seeds=(0, 1, 2)):
             run = f"runs/goodreads/{method}-seed{seed}"
             more = {"seed": seed, "up": up, "down": down, "losses": losses}
             rows += round_rows(run, domains, method=method, **more)
-    return pd.DataFrame(rows, columns=ROUNDS)
+    return rounds_frame(rows)
 
 
 def synthetic_sweeps(fields=tuple(VALUES), seeds=(0,), domains=THREE, method="fedecider"):
@@ -127,7 +162,7 @@ def synthetic_sweeps(fields=tuple(VALUES), seeds=(0,), domains=THREE, method="fe
     for field, value in runs:
         name = "base" if field == "base" else f"{field}-{value}"
         config = BASE | ({} if field == "base" else {field: value})
-        size = SIZES[config["wire"]] * (config["truncate"] or 8) / 8
+        size = SIZES[config["payload_dtype"]] * (config["truncate"] or 8) / 8
         for seed in seeds:
             run = f"sweeps/goodreads/{name}-{method}-seed{seed}"
             key = ("goodreads", method, seed)
@@ -140,8 +175,8 @@ def synthetic_sweeps(fields=tuple(VALUES), seeds=(0,), domains=THREE, method="fe
             losses = [2.8 - 0.3 * (r == number - 1) + rng.uniform(0, 0.1) for r in range(number)]
             more = {"seed": seed, "up": int(160_000 * size), "down": int(320_000 * size)}
             rounds += round_rows(run, domains, method=method, rounds=number, losses=losses, **more)
-    configs = pd.DataFrame(configs)
-    return pd.DataFrame(metrics, columns=METRICS), pd.DataFrame(rounds, columns=ROUNDS), configs
+    metrics = described(pd.DataFrame(metrics, columns=METRICS))
+    return metrics, rounds_frame(rounds), described(pd.DataFrame(configs))
 
 
 def nothing(*parts):

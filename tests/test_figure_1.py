@@ -5,12 +5,16 @@ import pytest
 from seen import bars, laid_out, texts
 from synthetic import SIX, THREE, synthetic_metrics, without_rows
 
-from figures import figure_1, frames, style
+from figures import aggregate, figure_1, select, style
+
+
+def local_vs_fedavg(metrics, dataset, protocol, **arguments):
+    return figure_1.plot(figure_1.numbers(metrics, dataset, protocol, **arguments), dataset)
 
 
 def test_bars_are_the_means_in_percent():
     metrics = synthetic_metrics(THREE)
-    figure = figure_1.local_vs_fedavg(metrics, "goodreads", "sampled")
+    figure = local_vs_fedavg(metrics, "goodreads", "sampled")
     kept = metrics[(metrics.protocol == "sampled") & (metrics.metric == "hit@5")]
     means = kept.groupby(["domain", "method"])["value"].mean()
     expected = [100 * means[d, m] for d in THREE for m in ("local", "fedavg")]
@@ -26,8 +30,8 @@ def test_bars_are_the_means_in_percent():
 
 def test_error_bars_are_the_sample_deviation():
     metrics = synthetic_metrics(["children"])
-    figure = figure_1.local_vs_fedavg(metrics, "goodreads", "catalogue", methods=["fedavg"])
-    rows = frames.scores(metrics, "goodreads", "catalogue")
+    figure = local_vs_fedavg(metrics, "goodreads", "catalogue", methods=["fedavg"])
+    rows = select.scores(metrics, "goodreads", "catalogue")
     values = 100 * rows[(rows.method == "fedavg") & (rows.metric == "hit@5")]["value"].to_numpy()
     (bar,) = figure.axes[0].containers[-1].lines[2]
     (low, high) = bar.get_segments()[0][:, 1]
@@ -37,7 +41,7 @@ def test_error_bars_are_the_sample_deviation():
 
 def test_popularity_line_has_its_value_in_every_domain():
     metrics = synthetic_metrics(THREE)
-    axes = figure_1.local_vs_fedavg(metrics, "goodreads", "catalogue").axes[0]
+    axes = local_vs_fedavg(metrics, "goodreads", "catalogue").axes[0]
     rows = metrics[(metrics.method == "popularity") & (metrics.metric == "hit@5")]
     rows = rows[rows.protocol == "catalogue"].sort_values("domain")
     dashed = [c for c in axes.collections if len(c.get_segments()) == 1]
@@ -47,7 +51,7 @@ def test_popularity_line_has_its_value_in_every_domain():
 
 @pytest.mark.parametrize("domains", [THREE, SIX, THREE[:1]])
 def test_the_setting_stands_beside_the_bars(domains):
-    figure = figure_1.local_vs_fedavg(synthetic_metrics(domains), "goodreads", "sampled")
+    figure = local_vs_fedavg(synthetic_metrics(domains), "goodreads", "sampled")
     bars_axes, drawing = figure.axes
     drawn = [text.get_text().replace("\n", " ") for text in drawing.texts]
     clients = sorted(domains)[:3]
@@ -77,7 +81,7 @@ def test_the_numbers_of_figure_1_name_their_runs():
 
 
 def test_one_seed_has_no_error_bars():
-    figure = figure_1.local_vs_fedavg(synthetic_metrics(THREE, seeds=(3,)), "goodreads", "sampled")
+    figure = local_vs_fedavg(synthetic_metrics(THREE, seeds=(3,)), "goodreads", "sampled")
     assert "one seed, hence no error bars" in " ".join(texts(figure))
     assert all(c.__class__.__name__ == "BarContainer" for c in figure.axes[0].containers)
 
@@ -85,12 +89,12 @@ def test_one_seed_has_no_error_bars():
 def test_missing_method_and_domain_leave_marked_gaps():
     metrics = synthetic_metrics(THREE)
     gone = (metrics.method == "fedavg") & (metrics.domain != "children")
-    figure = figure_1.local_vs_fedavg(metrics[~gone], "goodreads", "catalogue")
+    figure = local_vs_fedavg(metrics[~gone], "goodreads", "catalogue")
     assert len(bars(figure)) == 4
     assert texts(figure).count("not run") == 2
     laid_out(figure)
     only = metrics[metrics.method == "popularity"]
-    figure = figure_1.local_vs_fedavg(only, "goodreads", "catalogue")
+    figure = local_vs_fedavg(only, "goodreads", "catalogue")
     assert texts(figure).count("not run") == 6
     assert "no method was run" in " ".join(texts(figure))
 
@@ -99,15 +103,15 @@ def test_missing_method_and_domain_leave_marked_gaps():
 def test_six_domains_with_few_or_many_methods_stay_readable(count):
     many = ["local", "fedavg", "fedprox", "flora", "rolora", "fellrec", "feddpa", "fedecider"]
     metrics = synthetic_metrics(SIX, ["popularity", *many])
-    figure = figure_1.local_vs_fedavg(metrics, "goodreads", "sampled", methods=many[:count])
+    figure = local_vs_fedavg(metrics, "goodreads", "sampled", methods=many[:count])
     assert len(bars(figure)) == 6 * count
     laid_out(figure)
 
 
 def test_empty_frame_gives_a_note():
     empty = without_rows(synthetic_metrics(THREE))
-    assert frames.summary(frames.scores(empty, "goodreads", "sampled")).empty
-    figure = figure_1.local_vs_fedavg(empty, "goodreads", "sampled")
+    assert aggregate.by_domain(select.scores(empty, "goodreads", "sampled")).empty
+    figure = local_vs_fedavg(empty, "goodreads", "sampled")
     assert figure.axes == []
     assert "No finished run" in " ".join(texts(figure))
     laid_out(figure)
@@ -118,10 +122,10 @@ def test_contradicting_or_broken_frames_are_refused():
     again = metrics[metrics.method == "local"].assign(run="runs/goodreads/other", value=0.5)
     pattern = r"hit@1 of local, seed 0.*local-seed0, runs/goodreads/other"
     with pytest.raises(ValueError, match=pattern):
-        figure_1.local_vs_fedavg(pd.concat([metrics, again]), "goodreads", "catalogue")
+        local_vs_fedavg(pd.concat([metrics, again]), "goodreads", "catalogue")
     with pytest.raises(ValueError, match="no column ranker"):
-        figure_1.local_vs_fedavg(metrics.drop(columns="ranker"), "goodreads", "catalogue")
+        local_vs_fedavg(metrics.drop(columns="ranker"), "goodreads", "catalogue")
     with pytest.raises(ValueError, match="protocol is 'full'"):
-        figure_1.local_vs_fedavg(metrics, "goodreads", "full")
+        local_vs_fedavg(metrics, "goodreads", "full")
     with pytest.raises(ValueError, match=r"hit@1 is 5\d\.0; expected 0\.\.1"):
-        figure_1.local_vs_fedavg(metrics.assign(value=50.0), "goodreads", "catalogue")
+        local_vs_fedavg(metrics.assign(value=50.0), "goodreads", "catalogue")

@@ -6,20 +6,23 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
-from matplotlib.patches import Rectangle
-from seen import cells, laid_out, texts
+from seen import bars, cells, laid_out, texts
 from synthetic import SIX, THREE, nothing, synthetic_geometry, synthetic_metrics, without_rows
 
-from figures import figure_2, frames, per_run, update_geometry
+from figures import aggregate, figure_2, select, update_geometry
+
+
+def scale_noise(metrics, geometry, dataset, protocol="sampled"):
+    return figure_2.plot(figure_2.numbers(metrics, geometry, dataset, protocol), dataset)
 
 
 def test_changes_are_points_seed_by_seed():
     metrics = synthetic_metrics(THREE, ["local", "fedavg", "lora-sim", "popularity"])
     lost = (metrics.method == "local") & (metrics.seed == 2)
-    out = per_run.changes(
+    out = aggregate.changes(
         metrics[~lost], "goodreads", "sampled", ["fedavg", "lora-sim"], "local", "ndcg@5"
     ).set_index(["method", "domain"])
-    rows = frames.scores(metrics, "goodreads", "sampled").query("metric == 'ndcg@5'")
+    rows = select.scores(metrics, "goodreads", "sampled").query("metric == 'ndcg@5'")
     value = rows.set_index(["method", "domain", "seed"])["value"].sort_index()
     for method in ("fedavg", "lora-sim"):
         for domain in THREE:
@@ -85,21 +88,21 @@ def test_the_panels_of_figure_2_show_the_numbers(domains, seeds):
     metrics = synthetic_metrics(domains, ["local", "fedavg", "lora-sim"], seeds)
     geometry = synthetic_geometry(domains, seeds)
     found = figure_2.numbers(metrics, geometry, "goodreads", "catalogue")
-    figure = figure_2.scale_noise(metrics, geometry, "goodreads", "catalogue")
+    figure = scale_noise(metrics, geometry, "goodreads", "catalogue")
     change, norms, heat, spread = figure.axes[:4]
 
-    bars = [patch.get_height() for patch in change.patches if isinstance(patch, Rectangle)]
+    drawn = bars(figure)
     table = found[found.panel == "change"].set_index(["domain", "method"])["mean"]
     expected = [table[domain, method] for domain in domains for method in ("fedavg", "lora-sim")]
-    assert bars == pytest.approx(expected)
+    assert drawn == pytest.approx(expected)
     assert "points" in change.get_ylabel() and "NDCG@5" in change.get_ylabel()
     whiskers = [c for c in change.collections if isinstance(c, LineCollection)]
-    assert len(whiskers) == (len(bars) if len(seeds) > 1 else 0)
+    assert len(whiskers) == (len(drawn) if len(seeds) > 1 else 0)
 
     norm = found[(found.panel == "norm") & (found.layer != "all")]
     assert set(norm["method"]) == {"local"}
     lines = [line for line in norms.lines if len(line.get_xdata()) == 4]
-    drawn = np.concatenate([line.get_ydata() for line in lines[:: 3 if len(seeds) > 1 else 1]])
+    drawn = np.concatenate([line.get_ydata() for line in lines[: len(domains) * 2]])
     assert sorted(drawn) == pytest.approx(sorted(norm["mean"]))
 
     mean = found[(found.panel == "cosine") & (found.layer == "mean")]
@@ -113,8 +116,9 @@ def test_the_panels_of_figure_2_show_the_numbers(domains, seeds):
     pairs = list(combinations(domains, 2))
     dots = [line for line in spread.lines if line.get_marker() == "o"]
     diamonds = [line for line in spread.lines if line.get_marker() == "D"]
+    assert list(diamonds[0].get_ydata()) == list(range(len(pairs)))
     assert [len(line.get_xdata()) for line in dots] == [8] * len(pairs)
-    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx([mean[p] for p in pairs])
+    assert list(diamonds[0].get_xdata()) == pytest.approx([mean[p] for p in pairs])
     within, between = update_geometry.separation(found[found.panel == "cosine"])
     assert f"{within:.3f}, sd between the pairs' means {between:.3f}" in spread.get_title()
     laid_out(figure)
@@ -122,22 +126,22 @@ def test_the_panels_of_figure_2_show_the_numbers(domains, seeds):
 
 def test_gaps_of_figure_2():
     metrics, geometry = synthetic_metrics(THREE), synthetic_geometry(THREE)
-    figure = figure_2.scale_noise(metrics, geometry, "goodreads")  # no lora-sim
+    figure = scale_noise(metrics, geometry, "goodreads")  # no lora-sim
     assert texts(figure).count("not run") == 3
     laid_out(figure)
-    figure = figure_2.scale_noise(metrics, without_rows(geometry), "goodreads")
+    figure = scale_noise(metrics, without_rows(geometry), "goodreads")
     assert texts(figure).count("updates of Local: not run") == 3
     laid_out(figure)
-    figure = figure_2.scale_noise(without_rows(metrics), geometry, "goodreads")
+    figure = scale_noise(without_rows(metrics), geometry, "goodreads")
     assert texts(figure).count("not run") == 6
     laid_out(figure)
     two = synthetic_geometry(THREE[:2], (0,), blocks=1)
-    figure = figure_2.scale_noise(without_rows(metrics), two, "goodreads")
+    figure = scale_noise(without_rows(metrics), two, "goodreads")
     assert "sd between the pairs' means n/a" in figure.axes[3].get_title()
     laid_out(figure)
     empty = nothing(metrics, geometry)
     assert figure_2.numbers(*empty, "goodreads").empty
-    figure = figure_2.scale_noise(*empty, "goodreads")
-    assert figure.axes == [] and "No finished runs of Local" in " ".join(texts(figure))
+    figure = scale_noise(*empty, "goodreads")
+    assert figure.axes == [] and "No finished runs to compare." in " ".join(texts(figure))
     with pytest.raises(ValueError, match="geometry frame has no column norm"):
         update_geometry.norms(geometry.drop(columns="norm"), "goodreads")

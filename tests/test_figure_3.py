@@ -1,9 +1,8 @@
 """Figure 3: the bytes on its arrows are those of the frames."""
 
-import pandas as pd
 import pytest
 from seen import laid_out, texts
-from synthetic import ROUNDS, SIX, THREE, round_rows, without_rows
+from synthetic import SIX, THREE, described, round_rows, rounds_frame, without_rows
 
 from figures import drawing, figure_3, style
 
@@ -18,6 +17,10 @@ def test_bytes_for_people(count, text):
     assert drawing.size_label(count) == text
 
 
+def overview(rounds, dataset, **arguments):
+    return figure_3.plot(figure_3.numbers(rounds, dataset), dataset, **arguments)
+
+
 def overview_rounds(domains, seeds=(0, 1)):
     rows = []
     for seed in seeds:
@@ -28,7 +31,7 @@ def overview_rounds(domains, seeds=(0, 1)):
                 rounds=1, up=up + seed * 2**10, down=2 * up,
             )  # fmt: skip
             rows += [(*row[:3], number, *row[4:]) for row in part]
-    return pd.DataFrame(rows, columns=ROUNDS)
+    return rounds_frame(rows)
 
 
 def test_the_bytes_are_those_of_the_last_round():
@@ -43,7 +46,7 @@ def test_the_bytes_are_those_of_the_last_round():
     assert out.loc[THREE[2], "runs"] == ";".join(
         f"runs/goodreads/fedecider-seed{k}" for k in (0, 1)
     )
-    figure = figure_3.overview(rounds, "goodreads")
+    figure = overview(rounds, "goodreads")
     shown = texts(figure)
     assert "$D_1$: 512 B" in shown and "$D_2$: 1.95 MiB" in shown
     assert shown.count("2 directions: 3.91 MiB") == 3
@@ -53,7 +56,7 @@ def test_the_bytes_are_those_of_the_last_round():
 
 @pytest.mark.parametrize("domains", [SIX, THREE[:2], THREE[:1]])
 def test_the_overview_draws_at_most_three_clients(domains):
-    figure = figure_3.overview(overview_rounds(domains, (5,)), "goodreads")
+    figure = overview(overview_rounds(domains, (5,)), "goodreads")
     shown = texts(figure)
     for place, domain in enumerate(domains):
         assert shown.count(style.domain_label(domain)) == (2 if place < 3 else 0)
@@ -67,15 +70,15 @@ def test_the_overview_draws_at_most_three_clients(domains):
 
 
 def test_the_overview_without_runs_says_so():
-    other = overview_rounds(THREE).assign(method="fedavg")
+    other = described(overview_rounds(THREE).assign(method="fedavg"))
     assert figure_3.numbers(other, "goodreads").empty
-    figure = figure_3.overview(other, "goodreads")
+    figure = overview(other, "goodreads")
     shown = texts(figure)
     assert sum("not run" in text for text in shown) == 6
     assert "No finished run of FeDecider: no bytes to show." in shown
     assert "Client 1" in shown and not any("KiB" in text or "MiB" in text for text in shown)
     laid_out(figure)
-    named = figure_3.overview(without_rows(other), "goodreads", domains=THREE)
+    named = overview(without_rows(other), "goodreads", domains=THREE)
     assert "Mystery thriller crime" in texts(named)
     with pytest.raises(ValueError, match="rounds frame has no column bytes_up"):
         figure_3.numbers(other.drop(columns="bytes_up"), "goodreads")

@@ -11,6 +11,10 @@ from synthetic import SIX, THREE, square, synthetic_alphas, without_rows
 from figures import figure_4, style
 
 
+def alpha_heatmap(alphas, *squares, dataset):
+    return figure_4.plot(figure_4.numbers(alphas, *squares), dataset)
+
+
 def test_alpha_matrix_averages_layers_then_seeds():
     alphas = synthetic_alphas(THREE)
     alphas = figure_4.last_round(alphas.drop(index=alphas.index[-1]), "goodreads")
@@ -88,7 +92,7 @@ def test_correlations_need_three_distinct_pairs_and_variation():
 def test_heatmap_shows_the_numbers(domains):
     alphas = figure_4.last_round(synthetic_alphas(domains), "goodreads")
     item, user, affinity = square(domains), square(domains, low=2, high=9), square(domains, 1.0)
-    figure = figure_4.alpha_heatmap(alphas, item, user, affinity, dataset="goodreads")
+    figure = alpha_heatmap(alphas, item, user, affinity, dataset="goodreads")
     panels = [axes for axes in figure.axes if axes.patches]
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["Item distance", "User distance", r"Learned $\alpha$", "Planted affinity"]
@@ -113,20 +117,22 @@ def test_heatmap_shows_the_numbers(domains):
 def test_colours_of_alpha_are_centred_at_zero():
     alphas = synthetic_alphas(THREE, seeds=(0,), rounds=1, layers=1)
     alphas = alphas.assign(alpha=[0.4, 0.0, -0.2, 0.1, 0.1, 0.1])
-    figure = figure_4.alpha_heatmap(alphas, None, None, dataset="goodreads")
+    figure = alpha_heatmap(alphas, None, None, dataset="goodreads")
     panel = [axes for axes in figure.axes if axes.patches][0]
-    faces = {(round(p.get_y() + 0.5), round(p.get_x() + 0.5)): p for p in panel.patches}
-    red, _, blue, _ = faces[0, 1].get_facecolor()
+    figure.draw_without_rendering()
+    faces = panel.collections[0].get_facecolor().reshape(3, 3, 4)
+    red, _, blue, _ = faces[0, 1]
     assert red > blue  # positive is red
-    assert min(faces[0, 2].get_facecolor()[:3]) > 0.95  # zero is white
-    red, _, blue, _ = faces[1, 0].get_facecolor()
+    assert min(faces[0, 2][:3]) > 0.95  # zero is white
+    red, _, blue, _ = faces[1, 0]
     assert blue > red  # negative is blue
-    assert [faces[i, i].get_hatch() for i in range(3)] == ["////"] * 3
+    hatched = {(int(p.get_y()), int(p.get_x())): p.get_hatch() for p in panel.patches}
+    assert hatched == {(i, i): "////" for i in range(3)}
 
 
 def test_heatmap_of_tiny_weights_takes_out_a_power_of_ten():
     alphas = figure_4.last_round(synthetic_alphas(THREE, scale=3e-5), "goodreads")
-    figure = figure_4.alpha_heatmap(alphas, None, None, dataset="goodreads")
+    figure = alpha_heatmap(alphas, None, None, dataset="goodreads")
     assert any(r"\times 10^{-5}" in text for text in texts(figure))
     panel = [axes for axes in figure.axes if axes.patches][0]
     shown = [float(text.replace("−", "-")) for text in cells(panel).values()]
@@ -137,14 +143,14 @@ def test_heatmap_with_parts_missing():
     none = figure_4.last_round(without_rows(synthetic_alphas(THREE)), "goodreads")
     assert figure_4.alpha_matrix(none).empty
     assert figure_4.alpha_correlations(figure_4.alpha_matrix(none), square(THREE))["n"][0] == 0
-    figure = figure_4.alpha_heatmap(none, square(THREE), None, dataset="goodreads")
+    figure = alpha_heatmap(none, square(THREE), None, dataset="goodreads")
     assert {"not computed", "not run"} <= set(texts(figure))
     assert "no finished run: nothing learned to compare with" in texts(figure)
     laid_out(figure)
-    figure = figure_4.alpha_heatmap(none, None, None, dataset="goodreads")
+    figure = alpha_heatmap(none, None, None, dataset="goodreads")
     assert "No finished run, and no prepared data to measure." in texts(figure)
     two = figure_4.last_round(synthetic_alphas(THREE[:2]), "goodreads")
-    figure = figure_4.alpha_heatmap(two, square(THREE), square(THREE), dataset="goodreads")
+    figure = alpha_heatmap(two, square(THREE), square(THREE), dataset="goodreads")
     assert "item closeness n/a (n = 2)" in " ".join(texts(figure))
     assert "Mystery\nthriller crime" not in texts(figure)  # took no part in the runs
     laid_out(figure)

@@ -9,6 +9,10 @@ from synthetic import THREE, nothing, synthetic_sweeps, without_rows
 from figures import figure_6
 
 
+def sensitivity(*parts):
+    return figure_6.plot(figure_6.numbers(*parts), parts[-1])
+
+
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 def test_sensitivity_shows_means_over_seeds_in_the_order_of_values(seeds):
     metrics, rounds, configs = synthetic_sweeps(seeds=seeds)
@@ -32,7 +36,7 @@ def test_sensitivity_shows_means_over_seeds_in_the_order_of_values(seeds):
     if len(seeds) == 1:
         assert losses["mean"].iloc[2] == pytest.approx(lowest.mean())
 
-    figure = figure_6.sensitivity(metrics, rounds, configs, "goodreads")
+    figure = sensitivity(metrics, rounds, configs, "goodreads")
     above, below = figure.axes[:7], figure.axes[7:14]
     drawn = above[0].lines[0]
     assert drawn.get_ydata() == pytest.approx(100 * rank["mean"].to_numpy())
@@ -48,17 +52,17 @@ def test_sensitivity_shows_means_over_seeds_in_the_order_of_values(seeds):
 
 def test_settings_that_were_not_swept_say_so():
     some = synthetic_sweeps(["alpha_lr", "rank"])
-    figure = figure_6.sensitivity(*some, "goodreads")
+    figure = sensitivity(*some, "goodreads")
     assert texts(figure).count("not run") == 10  # five settings, two panels each
     laid_out(figure)
     metrics, rounds, configs = some
     unranked = without_rows(metrics)
-    figure = figure_6.sensitivity(unranked, rounds, configs, "goodreads")
+    figure = sensitivity(unranked, rounds, configs, "goodreads")
     assert texts(figure).count("not run") == 7 + 5
-    for parts in (nothing(*some), synthetic_sweeps(["wire"])):
+    for parts in (nothing(*some), synthetic_sweeps(["payload_dtype"])):
         assert figure_6.numbers(*parts, "goodreads").empty
-        figure = figure_6.sensitivity(*parts, "goodreads")
-        assert figure.axes == [] and "No finished sweep of FeDecider." in texts(figure)
+        figure = sensitivity(*parts, "goodreads")
+        assert figure.axes == [] and "No finished sweep." in texts(figure)
     lacking = metrics[~(metrics.run.str.contains("rank-4") & (metrics.domain == THREE[0]))]
     found = figure_6.numbers(lacking, rounds, configs, "goodreads")
     found = found[(found.field == "rank") & (found.measure == "ndcg@10")]
@@ -77,7 +81,7 @@ def test_other_methods_have_a_line_where_the_setting_is_theirs():
     rows = lines[lines["method"] == "local"]
     assert list(rows["value"]) == [0.001, 0.002, 0.004] and list(rows["base"]) == [0, 1, 0]
 
-    figure = figure_6.sensitivity(*parts, "goodreads")
+    figure = sensitivity(*parts, "goodreads")
     below = figure.axes[7 + list(figure_6.FIELDS).index("lr")]
     drawn = [
         list(map(float, line.get_ydata())) for line in below.lines if len(line.get_xdata()) == 3

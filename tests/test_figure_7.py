@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from seen import laid_out, texts
 from synthetic import (
     ALL,
+    KNOWN,
     SILENT,
     THREE,
+    described,
     nothing,
     synthetic_metrics,
     synthetic_rounds,
@@ -14,7 +17,12 @@ from synthetic import (
     without_rows,
 )
 
-from figures import figure_7, per_run, style
+from figures import aggregate, figure_7
+
+
+def quality_vs_bytes(*parts):
+    dataset = next(part for part in parts if isinstance(part, str))
+    return figure_7.plot(figure_7.numbers(*parts), dataset)
 
 
 def test_quality_and_bytes_of_every_method_and_of_the_curves():
@@ -25,7 +33,7 @@ def test_quality_and_bytes_of_every_method_and_of_the_curves():
     assert {method for method, _ in methods.index} == set(ALL)
     row = methods.loc[("fedecider", "ndcg@10")]
     assert row["bytes"] == 3 * (160_000 + 320_000)  # three rounds, up and down
-    expected = per_run.quality(main[0], "goodreads", "sampled").query("method == 'fedecider'")
+    expected = aggregate.quality(main[0], "goodreads", "sampled").query("method == 'fedecider'")
     assert row["mean"] == pytest.approx(expected["value"].mean()) and row["seeds"] == 3
     assert row["runs"] == ";".join(f"runs/goodreads/fedecider-seed{seed}" for seed in (0, 1, 2))
     loss = methods.loc[("fedavg", "validation loss"), "mean"]
@@ -39,7 +47,7 @@ def test_quality_and_bytes_of_every_method_and_of_the_curves():
     assert list(curve["value"]) == ["1", "4", "all"]
     assert list(curve["bytes"]) == [3 * 480_000 // 8, 3 * 480_000 // 2, 3 * 480_000]
     assert curve["runs"].iloc[2] == "sweeps/goodreads/base-fedecider-seed0"
-    bits = found[(found["field"] == "wire") & (found["measure"] == "validation loss")]
+    bits = found[(found["field"] == "payload_dtype") & (found["measure"] == "validation loss")]
     assert list(bits["value"]) == ["int8", "bfloat16", "float32"]
 
 
@@ -57,28 +65,26 @@ def test_every_method_has_its_mark_and_a_label_of_its_own(methods, seeds):
     main = synthetic_metrics(THREE, methods, seeds), synthetic_rounds(THREE, methods, seeds)
     sweeps = near(synthetic_sweeps())
     found = figure_7.numbers(*main, *sweeps, "goodreads")
-    figure = figure_7.quality_vs_bytes(*main, *sweeps, "goodreads")
+    figure = quality_vs_bytes(*main, *sweeps, "goodreads")
     strip, axes, low_strip, low = figure.axes
     for place, measure, factor in ((axes, "ndcg@10", 100), (low, "validation loss", 1)):
         part = found[(found["measure"] == measure) & (found["field"] == "") & (found["bytes"] > 0)]
         marks = [
-            (line.get_xdata()[0], line.get_ydata()[0])
-            for line in place.lines
-            if len(line.get_xdata()) == 1 and line.get_markersize() == 7
+            tuple(offset)
+            for collection in place.collections
+            if isinstance(collection, PathCollection)
+            for offset in collection.get_offsets()
         ]
         expected = zip(part["bytes"], factor * part["mean"], strict=True)
         np.testing.assert_allclose(sorted(marks), sorted(expected))
         assert place.get_xscale() == "log"
         labels = [text.get_text() for text in place.texts]
-        names = {
-            style.method_label(method).replace("– w/o", "FeDecider w/o")
-            for method in part["method"]
-        }
+        names = {KNOWN[method][0].replace("– w/o", "FeDecider w/o") for method in part["method"]}
         assert names <= set(labels) and len(labels) == len(set(labels))
-        assert {"top 1", "top 4", "int8", "bfloat16", "all directions, float32"} <= set(labels)
-    silent = {style.method_label(m) for m in methods if m in (*SILENT, "local", "centralized")}
+        assert {"top 1", "top 4", "int8", "bfloat16", "float32, all directions"} <= set(labels)
+    silent = {KNOWN[m][0] for m in methods if m in (*SILENT, "local", "centralized")}
     assert {text.get_text() for text in strip.texts} == silent
-    trained = {style.method_label(m) for m in methods if m in ("local", "centralized")}
+    trained = {KNOWN[m][0] for m in methods if m in ("local", "centralized")}
     assert {text.get_text() for text in low_strip.texts} == trained
     assert strip.get_ylim() == axes.get_ylim()
     spread = "mean and sd over 3 seeds" if len(seeds) > 1 else "one seed"
@@ -91,23 +97,23 @@ def test_gaps_of_figure_7():
     methods = ["zero-shot", "popularity", "local", "fedavg", "fedecider"]
     main = synthetic_metrics(THREE, methods), synthetic_rounds(THREE, methods)
     none = nothing(*synthetic_sweeps())
-    figure = figure_7.quality_vs_bytes(*main, *none, "goodreads")
+    figure = quality_vs_bytes(*main, *none, "goodreads")
     assert "top 1" not in texts(figure) and figure.legends == []
     laid_out(figure)
-    figure = figure_7.quality_vs_bytes(main[0], without_rows(main[1]), *none, "goodreads")
+    figure = quality_vs_bytes(main[0], without_rows(main[1]), *none, "goodreads")
     assert texts(figure).count("not run") == 2  # nothing moved, nothing trained
     laid_out(figure)
-    figure = figure_7.quality_vs_bytes(*nothing(*main), *none, "goodreads")
+    figure = quality_vs_bytes(*nothing(*main), *none, "goodreads")
     assert figure.axes == [] and "No finished run." in texts(figure)
     ranked = main[0][main[0]["protocol"] == "sampled"]
-    figure = figure_7.quality_vs_bytes(ranked, main[1], *none, "goodreads", "catalogue")
+    figure = quality_vs_bytes(ranked, main[1], *none, "goodreads", "catalogue")
     assert texts(figure).count("not run") == 1  # not ranked so, but trained
     assert any("MiB" in text.get_text() for text in figure.axes[3].get_xticklabels())
     laid_out(figure)
     # one seed: the base of the sweeps is the main run, and has one name
-    metrics, rounds, configs = synthetic_sweeps(["wire"])
+    metrics, rounds, configs = synthetic_sweeps(["payload_dtype"])
     base = metrics["run"].str.contains("/base")
-    same = figure_7.quality_vs_bytes(
+    same = quality_vs_bytes(
         metrics[base], rounds[rounds["run"].str.contains("/base")], metrics, rounds, configs,
         "goodreads",
     )  # fmt: skip
@@ -115,6 +121,20 @@ def test_gaps_of_figure_7():
 
 
 def test_a_method_keeps_its_marker_and_colour():
-    pairs = {(figure_7._mark(m), figure_7._color(m)) for m in style.METHOD_LABELS}
-    assert len(pairs) == len(style.METHOD_LABELS)
-    assert figure_7._mark("mine") in style.MARKERS
+    pairs = {(figure_7.marker(order), color) for _, _, color, order in KNOWN.values()}
+    assert len(pairs) == len(KNOWN)
+    markers = [figure_7.marker(KNOWN[m][3]) for m in ALL if m in (*SILENT, "local", "centralized")]
+    assert len(set(markers)) == len(markers)  # those that stand side by side
+
+
+def test_a_method_that_nobody_listed_has_its_mark_and_label():
+    metrics = synthetic_metrics(THREE, ["local", "fedavg", "fedecider", "fednew"])
+    rounds = synthetic_rounds(THREE, ["local", "fedavg", "fedecider", "fednew"])
+    main = [described(part, fednew="federated") for part in (metrics, rounds)]
+    none = nothing(*synthetic_sweeps())
+    found = figure_7.numbers(*main, *none, "goodreads")
+    assert set(found.loc[found["method"] == "fednew", "family"]) == {"federated"}
+    assert (found.loc[found["method"] == "fednew", "bytes"] > 0).all()
+    figure = figure_7.plot(found, "goodreads")
+    assert texts(figure).count("Fednew") == 2
+    laid_out(figure)

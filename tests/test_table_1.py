@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from seen import csv, lines
 
-from figures import small_table, table_1
+from figures import table as printed
+from figures import table_1
 
 
 def meta(folder, dataset, domain, kind="goodreads", **counts):
@@ -25,7 +26,7 @@ def test_table_1_shows_what_the_prepared_folders_say(tmp_path):
     meta(tmp_path, "amazon", "video_games", kind="planted")
     meta(tmp_path, "amazon", ".video_games.partial")
     (tmp_path / "data/amazon/affinity.json").write_text("{}")
-    table = table_1.datasets(table_1.read(tmp_path))
+    table = table_1.table(table_1.numbers(tmp_path))
     head = ["Users", "Items", "Interactions", "Density, %", "Median history"]
     assert lines(table) == [
         ["Data set", "Domain", *head],
@@ -47,7 +48,7 @@ def test_table_1_reads_what_data_prep_writes(tmp_path):
     made = data_prep.prepare(
         "goodreads", tmp_path / "dumps", tmp_path / "data/goodreads", **settings
     )
-    read = table_1.read(tmp_path)
+    read = table_1.numbers(tmp_path)
     assert len(read) == len(made) > 0
     shared = ["dataset", "domain", *table_1.COUNTS]
     made = made.sort_values("domain").reset_index(drop=True)
@@ -56,10 +57,10 @@ def test_table_1_reads_what_data_prep_writes(tmp_path):
 
 
 def test_table_1_without_data_and_with_a_broken_file(tmp_path):
-    table = table_1.datasets(table_1.read(tmp_path))
+    table = table_1.table(table_1.numbers(tmp_path))
     assert len(lines(table)) == 1 and table.notes == ("No prepared data.",)
-    small_table.to_styler(table).to_html()
+    printed.to_styler(table).to_html()
     place = meta(tmp_path, "goodreads", "children")
     (place / "meta.json").write_text('{"result": {"users": 3}}')
     with pytest.raises(ValueError, match="does not tell items, interactions, density"):
-        table_1.read(tmp_path)
+        table_1.numbers(tmp_path)

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 from seen import lines
 
-from fedecider import theory
-from figures import small_table, table_8
+from fedecider.analysis import theory
+from figures import table as printed
+from figures import table_8
 
 CLIENTS = ("children", "mystery_thriller_crime")
 MEASURED = {
@@ -30,24 +31,28 @@ def checked(measured=MEASURED, seed=0, dataset="goodreads"):
     return pd.DataFrame(rows, columns=theory.COLUMNS)
 
 
-def numbers(table):
+def statements(found, dataset):
+    return table_8.table(table_8.numbers(found, dataset=dataset), dataset=dataset)
+
+
+def cells_of(table):
     """Cells behind name, statement and what is measured."""
     return {(row[0], row[2]): row[3:] for row in lines(table)[1:]}
 
 
 def test_every_statement_has_a_row_with_clients_and_the_largest_deviation():
-    table = table_8.statements(checked(), dataset="goodreads")
+    table = statements(checked(), dataset="goodreads")
     head = ["In the paper", "Statement", "Measured", "Children", "Mystery thriller crime"]
     assert lines(table)[0] == [*head, "Largest deviation", "Tolerance", "Holds"]
     assert [row[0] for row in lines(table)[1:]] == ["Lemma 1", "Lemma 2", "Proposition 1"] + [
         "Lemma 3",
         *["Proposition 2"] * 2,
     ]
-    found = {name: cells for (name, _), cells in numbers(table).items()}
+    found = {name: cells for (name, _), cells in cells_of(table).items()}
     assert found["Lemma 1"] == ["2", "1.99", "0.01", "0.05", "yes"]
     assert found["Lemma 2"] == ["3e−13", "2e−14", "3e−13", "1e−08", "yes"]
     assert found["Proposition 1"] == ["0.25", "0.5", "0", "0", "yes"]
-    planted = numbers(table)["Proposition 2", "weights that fall (all)"]
+    planted = cells_of(table)["Proposition 2", "weights that fall (all)"]
     assert planted == ["16 of 16", "16 of 16", "0", "0", "yes"]
     assert set(table.rows["runs"]) == {"goodreads/fedecider-seed0"}
 
@@ -55,29 +60,29 @@ def test_every_statement_has_a_row_with_clients_and_the_largest_deviation():
 def test_the_statements_are_those_that_are_checked():
     assert set(table_8.STATEMENTS) == set(theory.STATEMENTS)
     with pytest.raises(ValueError, match="statement 'lemma 9' is unknown"):
-        table_8.statements(checked({"lemma 9": MEASURED["lemma 1"]}), dataset="goodreads")
+        statements(checked({"lemma 9": MEASURED["lemma 1"]}), dataset="goodreads")
 
 
 def test_one_client_on_which_it_fails_is_enough():
     wrong = MEASURED | {"proposition 2": ((32.0, 0.0), (30.0, 2.0), 0.0, 32)}
-    table = table_8.statements(checked(wrong), dataset="goodreads")
-    cells = numbers(table)["Proposition 2", "weights that move so (all)"]
+    table = statements(checked(wrong), dataset="goodreads")
+    cells = cells_of(table)["Proposition 2", "weights that move so (all)"]
     assert cells == ["32 of 32", "30 of 32", "2", "0", "no"]
-    rows = table_8.tidy(checked(wrong), dataset="goodreads").set_index(["statement", "client"])
+    rows = table_8.numbers(checked(wrong), dataset="goodreads").set_index(["statement", "client"])
     assert not rows.loc[("proposition 2", "largest"), "holds"]
     assert rows.loc[("planted", "largest"), "holds"]
 
 
 def test_of_several_runs_the_largest_deviation_is_shown():
     other = MEASURED | {"lemma 1": ((2.02, 0.02), (2.0, 0.0), 0.05, 18)}
-    table = table_8.statements(pd.concat([checked(), checked(other, 1)]), dataset="goodreads")
-    cells = {name: cells for (name, _), cells in numbers(table).items()}["Lemma 1"]
+    table = statements(pd.concat([checked(), checked(other, 1)]), dataset="goodreads")
+    cells = {name: cells for (name, _), cells in cells_of(table).items()}["Lemma 1"]
     assert cells == ["2.02", "1.99", "0.02", "0.05", "yes"]
     assert table.rows["runs"][0] == "goodreads/fedecider-seed0;goodreads/fedecider-seed1"
 
 
 def test_the_csv_has_each_client_and_then_the_largest():
-    rows = table_8.tidy(checked(), dataset="goodreads")
+    rows = table_8.numbers(checked(), dataset="goodreads")
     assert list(rows.columns) == theory.COLUMNS
     assert list(rows["statement"].unique()) == list(table_8.STATEMENTS)
     assert list(rows["client"]) == [*CLIENTS, "largest"] * 6
@@ -88,18 +93,16 @@ def test_the_csv_has_each_client_and_then_the_largest():
 def test_without_a_run_there_are_gaps_and_a_note():
     none = pd.DataFrame(columns=theory.COLUMNS)
     for found in (none, checked(dataset="amazon")):
-        table = table_8.statements(found, dataset="goodreads")
-        assert table.notes == (small_table.NO_RUN,)
+        table = statements(found, dataset="goodreads")
+        assert table.notes == (printed.NO_RUN,)
         assert all(row[3:] == ["–", "–", "–"] for row in lines(table)[1:])
-        assert table_8.tidy(found, dataset="goodreads").empty
+        assert table_8.numbers(found, dataset="goodreads").empty
 
 
 def test_files_and_shown_forms(tmp_path):
-    table = table_8.statements(checked(), dataset="goodreads")
-    rows = table_8.tidy(checked(), dataset="goodreads")
-    csv = rows.to_csv(index=False, lineterminator="\n")
-    paths = small_table.write(table, tmp_path, "table_8_theory_goodreads", csv)
+    table = statements(checked(), dataset="goodreads")
+    paths = printed.write(table, tmp_path, "table_8_theory-goodreads")
     assert len(pd.read_csv(paths[0])) == 18
     latex = paths[2].read_text()
     assert latex.isascii() and latex.count("{") == latex.count("}")
-    assert "Proposition 1" in small_table.to_styler(table).to_html()
+    assert "Proposition 1" in printed.to_styler(table).to_html()

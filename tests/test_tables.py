@@ -1,16 +1,18 @@
 """Tables 4, 5, 7 and 9, from made-up run folders: numbers, gaps, files."""
 
-import json
 import math
 
 import pandas as pd
 import pytest
 from seen import csv, line, lines
+from synthetic import KNOWN
 from test_table_1 import meta
 
+from fedecider import results as read
 from fedecider import runs
 from fedecider.config import RunConfig
-from figures import setting_rows, small_table, style, table_1, table_4, table_5, table_7, table_9
+from figures import select, sweeps, table_1, table_4, table_5, table_7, table_9
+from figures import table as printed
 
 DOMAINS = ("children", "comics_graphic")
 
@@ -21,14 +23,12 @@ DOMAINS = ("children", "comics_graphic")
 def result(folder, method, seed=0, dataset="goodreads", finished=True, ranking=8.0, **settings):
     """A run folder without numbers."""
     folder.mkdir(parents=True)
-    config = RunConfig(
-        data="data", folder=folder, dataset=dataset, method=method, seed=seed, **settings
-    ).stored()
-    runs.write_json(folder / "config.json", config)
-    rows = pd.DataFrame(columns=runs.COLUMNS["metrics"]).drop(columns=["seed", "dataset", "run"])
-    rows.to_csv(folder / "metrics.csv", index=False)
-    no_key = [c for c in runs.COLUMNS["rounds"] if c not in ("dataset", "method", "seed", "run")]
-    pd.DataFrame(columns=no_key).to_csv(folder / "rounds.csv", index=False)
+    about = {"prepared": "data", "folder": folder, "dataset": dataset, "method": method}
+    config = RunConfig.of(**about, seed=seed, **settings).stored()
+    info = dict(zip(select.METHOD, KNOWN[method], strict=True))
+    runs.write_json(folder / "config.json", config | {"method_info": info})
+    pd.DataFrame(columns=runs.COLUMNS["metrics"]).to_csv(folder / "metrics.csv", index=False)
+    pd.DataFrame(columns=runs.COLUMNS["rounds"]).to_csv(folder / "rounds.csv", index=False)
     if finished:
         content = {"config": config} | ({} if ranking is None else {"ranking_seconds": ranking})
         runs.write_json(folder / "result.json", content)
@@ -36,26 +36,23 @@ def result(folder, method, seed=0, dataset="goodreads", finished=True, ranking=8
 
 
 def ranked(folder, values, ranker="likelihood", domains=DOMAINS):
-    """{metric: one value a domain} added to the folder's metrics."""
+    """{metric: one value per domain} added to the folder's metrics."""
     path = folder / "metrics.csv"
     protocol = "sampled" if ranker == "likelihood" else "catalogue"
-    method = json.loads((folder / "config.json").read_text())["method"]
     rows = [
-        (domain, name, protocol, by, metric, value, 40)
+        (domain, protocol, ranker, metric, value, 40)
         for metric, each in values.items()
         for domain, value in zip(domains, each, strict=True)
-        for name, by in ((method, ranker), ("popularity", "popularity"))
     ]
-    columns = ["domain", "method", "protocol", "ranker", "metric", "value", "users"]
+    columns = ["domain", "protocol", "ranker", "metric", "value", "users"]
     new = pd.DataFrame(rows, columns=columns)
-    new.loc[new["method"] == "popularity", "value"] = 0.99
     old = pd.read_csv(path)
     (pd.concat([old, new]) if len(old) else new).to_csv(path, index=False)
     return folder
 
 
 def trained(folder, losses, up=0, down=0, seconds=1.0, memory=100.0, domains=DOMAINS):
-    """Validation losses of every client, one a round; bytes, seconds, memory by (round, client)."""
+    """Validation losses per client and round; bytes, seconds, memory by (round, client)."""
 
     def at(value, number, c):
         return value(number, c) if callable(value) else value
@@ -85,29 +82,35 @@ def both(results, *reads):
     return [read(results / "runs", results / "sweeps") for read in reads]
 
 
-def ablations(results, **arguments):
-    frames = both(results, runs.metrics, runs.rounds, runs.configs)
-    return table_4.ablations(*frames, dataset="goodreads", **arguments)
+def ablations(results, protocol="sampled", **arguments):
+    frames = both(results, read.metrics, read.rounds, read.configs)
+    about = {"dataset": "goodreads", "protocol": protocol}
+    return table_4.table(table_4.numbers(*frames, **about, **arguments), **about)
 
 
 def communication(results, **arguments):
-    frames = both(results, runs.rounds, runs.configs)
-    return table_5.communication(*frames, dataset="goodreads", **arguments)
+    numbers = table_5.numbers(
+        *both(results, read.rounds, read.configs), dataset="goodreads", **arguments
+    )
+    return table_5.table(numbers, dataset="goodreads")
 
 
 def backbones(results, **arguments):
-    frames = (read(results / "sweeps") for read in (runs.metrics, runs.rounds, runs.configs))
-    return table_7.backbones(*frames, dataset="goodreads", **arguments)
+    frames = (of(results / "sweeps") for of in (read.metrics, read.rounds, read.configs))
+    numbers = table_7.numbers(*frames, dataset="goodreads", **arguments)
+    return table_7.table(numbers, dataset="goodreads")
 
 
 def cost(results, **arguments):
-    frames = runs.rounds(results / "runs"), runs.ranking(results / "runs")
-    return table_9.cost(*frames, dataset="goodreads", **arguments)
+    frames = read.rounds(results / "runs"), read.ranking(results / "runs")
+    return table_9.table(
+        table_9.numbers(*frames, dataset="goodreads", **arguments), dataset="goodreads"
+    )
 
 
 def all_tables(results):
     return [
-        table_1.datasets(table_1.read(results)),
+        table_1.table(table_1.numbers(results)),
         ablations(results),
         ablations(results, protocol="catalogue"),
         communication(results),
@@ -161,17 +164,26 @@ def results(tmp_path_factory):
     run(swept / "base-fedecider-seed0", "fedecider", [0.2, 0.2], flat, up=1024, down=2048)
     sweep = {"norm-column": {"norm": "column"}, "norm-frobenius": {"norm": "frobenius"}}
     sweep |= {f"alpha_init-{v}": {"alpha_init": v} for v in (0.1, 0.02)}
-    sweep |= {"wire-int8": {"wire": "int8"}, "truncate-4": {"truncate": 4}}
+    sweep |= {"payload_dtype-int8": {"payload_dtype": "int8"}, "truncate-4": {"truncate": 4}}
     sweep |= {
         "truncate-1": {"truncate": 1},
-        "backbone-smollm2-135m@10": {"backbone": "smollm2-135m@10"},
+        "model-smollm2-135m@10": {"model": "smollm2-135m@10"},
     }
     for place, (name, settings) in enumerate(sweep.items()):
         ndcg, loss = [0.2 + 0.1 * place] * 2, [[1.9], [1.9 + 0.1 * place]]
         run(swept / f"{name}-fedecider-seed0", "fedecider", ndcg, loss, 0, 256, 512, **settings)
-    run(swept / "wire-int8-fedavg-seed0", "fedavg", [0.2, 0.2], flat, 0, 7, 7, wire="int8")
-    folder = swept / "backbone-tiny-local-seed0"
-    run(folder, "local", [0.0, 0.1], [[4.0], [4.0]], backbone="/somewhere/else/tiny")
+    run(
+        swept / "payload_dtype-int8-fedavg-seed0",
+        "fedavg",
+        [0.2, 0.2],
+        flat,
+        0,
+        7,
+        7,
+        payload_dtype="int8",
+    )
+    folder = swept / "model-tiny-local-seed0"
+    run(folder, "local", [0.0, 0.1], [[4.0], [4.0]], model="/somewhere/else/tiny")
     return results
 
 
@@ -189,7 +201,7 @@ def test_table_4_ablations_over_seeds(results):
         "2.0000 ± 0.0000",
         "–",
     ]
-    label = style.method_label("fedecider-no-direction")
+    label = KNOWN["fedecider-no-direction"][0]
     # differences -5 and 0 points; losses 1.5 and 2 against 2
     assert line(table, "", label) == [
         "2",
@@ -207,12 +219,12 @@ def test_table_4_ablations_over_seeds(results):
 
 def test_table_4_gaps(results):
     rows = csv(ablations(results))
-    for method in ("fedecider-no-both", "fedecider-no-personalization"):  # not run; lacks a domain
-        row = rows[rows["method"] == method].iloc[0]
-        assert row[["likelihood ndcg@10", "loss", "seeds", "runs"]].isna().all()
+    row = rows[rows["method"] == "fedecider-no-personalization"].iloc[0]  # lacks a domain
+    assert row[["likelihood ndcg@10", "loss", "seeds", "runs"]].isna().all()
+    assert "fedecider-no-both" not in set(rows["method"])  # no run tells of it
     gaps = rows[rows["runs"].isna()]
     settings = ["spectral", "layer", "client", "nonnegative", "–"]  # no other warm-up than none
-    assert list(gaps["setting"])[2:] == settings
+    assert list(gaps["setting"])[1:] == settings
 
 
 def test_table_4_sweeps_against_their_own_base(results):
@@ -221,7 +233,7 @@ def test_table_4_sweeps_against_their_own_base(results):
     assert line(table, "Norm of a direction", "frobenius (base)") == base
     assert line(table, "", "column") == [*base[:3], "0.00", "**1.9000**", "−0.1000"]
     settings = [row[1] for row in lines(table)]
-    assert settings[5:8] == ["frobenius (base)", "column", "spectral"]
+    assert settings[4:7] == ["frobenius (base)", "column", "spectral"]
     start = settings.index("0 (base)")
     assert settings[start : start + 3] == ["0 (base)", "0.02", "0.1"]
     # the third and fourth of the sweeps: 40 and 50 %, losses (1.9 + 2.1) / 2 and (1.9 + 2.2) / 2
@@ -245,19 +257,20 @@ def test_table_4_sweeps_against_their_own_base(results):
 
 def test_table_4_protocols_never_mix(results):
     table = ablations(results, protocol="catalogue")
-    assert lines(table)[0][3:] == [
-        "grounding NDCG@10, %",
-        "grounding Δ NDCG@10, points",
-        "trie NDCG@10, %",
-        "trie Δ NDCG@10, points",
-    ]
-    assert line(table, "Parts", "FeDecider (base)") == ["1", "2.00", "–", "6.00", "–"]
+    each = ("Hit@10, %", "NDCG@10, %", "Δ NDCG@10, points")
+    loss = ["Best validation loss nats per token", "Best validation loss Δ"]
+    columns = [f"{ranker} {name}" for ranker in ("grounding", "trie") for name in each]
+    assert lines(table)[0][3:] == [*columns, *loss]
+    assert line(table, "Parts", "FeDecider (base)")[:-2] == (
+        ["1–2", "–", "2.00", "–", "–", "6.00", "–"]
+    )
     rows = csv(table)
     row = rows[rows["method"] == "fedecider-no-direction"].iloc[0]
     assert row["grounding ndcg@10"] == pytest.approx(0.03)
     assert row["grounding difference"] == pytest.approx(0.01)
-    assert pd.isna(row["trie ndcg@10"]) and row["runs"].endswith("no-direction-seed0")
-    assert rows[rows["block"] != "Parts"]["runs"].isna().all()
+    assert pd.isna(row["trie ndcg@10"]) and row["runs"].startswith("runs/goodreads/fedecider-no-d")
+    ranks = [f"{ranker} ndcg@10" for ranker in ("grounding", "trie")]
+    assert rows.loc[rows["block"] != "Parts", ranks].isna().all(axis=None)
     assert "whole catalogue" in table.caption and "1 + 99" in ablations(results).caption
     with pytest.raises(ValueError, match="protocol is 'full'"):
         ablations(results, protocol="full")
@@ -281,10 +294,10 @@ def test_seeds_are_a_range_where_columns_differ(tmp_path):
 
 def test_sweeps_begin_with_the_base_and_leave_a_gap_where_nothing_else_is(tmp_path):
     result(tmp_path / "sweeps/goodreads/base-fedecider-seed0", "fedecider", norm="spectral")
-    [configs] = both(tmp_path, runs.configs)
-    found = setting_rows.of_field(configs, "goodreads", "fedecider", "norm")
+    [configs] = both(tmp_path, read.configs)
+    found = sweeps.of_field(configs, "goodreads", "fedecider", "norm")
     assert list(found["setting"]) == ["spectral (base)", "frobenius", "column"]
-    found = setting_rows.of_field(configs, "goodreads", "fedecider", "alpha_init")
+    found = sweeps.of_field(configs, "goodreads", "fedecider", "alpha_init")
     assert list(found["setting"]) == ["0 (base)", "–"]
     assert list(found["base"]) == [True, False] and found["run"].isna().to_list() == [False, True]
 
@@ -293,7 +306,7 @@ def test_sweeps_begin_with_the_base_and_leave_a_gap_where_nothing_else_is(tmp_pa
 
 
 def test_traffic_by_hand(results):
-    values = table_5.traffic(*both(results, runs.rounds), "goodreads")
+    values = table_5.traffic(*both(results, read.rounds), "goodreads")
     row = values.loc["runs/goodreads/rolora-seed0"]
     # up in KiB: 300, 100, 300, 100 and one more for the second client
     assert row["bytes_up"] == 1024 * 200.5 and row["bytes_down"] == 0
@@ -318,13 +331,13 @@ def test_table_5_methods_and_ratios(results):
         "9.0 ± 4.2",
     ]
     assert line(table, "", "RoLoRA") == ["1", "200.5", "200.50", "0.0", "0.00", "2.0", "501.5"]
-    assert not [row for row in lines(table) if row[1] in ("FLoRA", "Zero-shot")]
-    assert [row[1] for row in lines(communication(results, methods=["flora"]))].count("FLoRA") == 1
+    assert not [row for row in lines(table) if row[1] in ("FLoRA", "flora", "Zero-shot")]
+    assert [row[1] for row in lines(communication(results, expected=["flora"]))].count("flora") == 1
 
 
 def test_table_5_sweeps_have_the_ratio_to_their_own_base(results):
     table = communication(results)
-    base = line(table, "Precision on the wire", "float32 (base)")
+    base = line(table, "Precision of the payload", "float32 (base)")
     assert base == ["1", "1.0", "2.00", "2.0", "4.00", "2.0", "6.0"]
     assert line(table, "", "bfloat16") == ["–"] * 7
     assert line(table, "", "int8") == ["1", "0.2", "0.50", "0.5", "1.00", "1.0", "0.8"]
@@ -336,24 +349,28 @@ def test_table_5_without_the_base_has_no_ratio(tmp_path):
     losses = [[1.0], [1.0]]
     trained(result(tmp_path / "runs/goodreads/ffa-lora-seed0", "ffa-lora"), losses, 1024, 1024)
     trained(
-        result(tmp_path / "sweeps/goodreads/wire-int8-fedecider-seed0", "fedecider", wire="int8"),
+        result(
+            tmp_path / "sweeps/goodreads/payload_dtype-int8-fedecider-seed0",
+            "fedecider",
+            payload_dtype="int8",
+        ),
         losses,
         2048,
         2048,
     )
     table = communication(tmp_path)
-    assert line(table, "", "FFA-LoRA") == ["1", "1.0", "–", "1.0", "–", "1.0", "2.0"]
-    assert line(table, "", "FedAvg") == ["–"] * 7
+    assert line(table, "Method", "FFA-LoRA") == ["1", "1.0", "–", "1.0", "–", "1.0", "2.0"]
+    assert line(communication(tmp_path, expected=["fedavg"]), "", "fedavg") == ["–"] * 7
     assert line(table, "", "int8") == ["1", "2.0", "–", "2.0", "–", "1.0", "4.0"]
     # a base that moves nothing is none either
-    assert math.isnan(setting_rows.ratio(3, 0)) and setting_rows.ratio(3, 2) == 1.5
+    assert math.isnan(sweeps.ratio(3, 0)) and sweeps.ratio(3, 2) == 1.5
 
 
 # Table 7
 
 
 def test_table_7_backbones_the_base_first(results):
-    table = backbones(results)
+    table = backbones(results, methods=["local", "fedavg", "fedecider"])
     assert line(table, "smollm2-135m (base)", "Local") == [
         "1",
         "**15.00**",
@@ -369,16 +386,16 @@ def test_table_7_backbones_the_base_first(results):
     cut = rows[rows["block"] == "smollm2-135m, first 10 blocks"].set_index("method")
     assert cut.loc[["local", "fedavg"], "ndcg@10"].isna().all()
     assert cut.loc["fedecider", "runs"] == (
-        "sweeps/goodreads/backbone-smollm2-135m@10-fedecider-seed0"
+        "sweeps/goodreads/model-smollm2-135m@10-fedecider-seed0"
     )
     assert cut.loc["fedecider", "ndcg@10"] == pytest.approx(0.9)
-    assert "/somewhere" not in small_table.to_csv(table)
+    assert "/somewhere" not in printed.to_csv(table)
 
 
 def test_seconds_of_a_round_are_those_of_all_clients(tmp_path):
     folder = result(tmp_path / "sweeps/goodreads/base-local-seed0", "local")
     trained(folder, [[1.0, 1.0], [1.0, 1.0]], seconds=lambda r, c: 10 * r + c)
-    found = table_7.seconds_a_round(runs.rounds(tmp_path / "sweeps"), "goodreads")
+    found = table_7.seconds_per_round(read.rounds(tmp_path / "sweeps"), "goodreads")
     assert found["seconds"].to_list() == [(21 + 41) / 2]
 
 
@@ -414,38 +431,39 @@ def test_table_9_spread_and_ratios(tmp_path):
     assert line(table, "FedAvg") == ["1", "4.00 ± 0.00", "2.00", "15.0 ± 5.8", "–", "–", "–", "–"]
     assert line(table, "Centralized")[1:5] == ["6.00 ± 0.00", "3.00", "15.0 ± 5.8", "1,500 ± 577"]
     assert line(table, "Zero-shot") == ["1", "–", "–", "–", "–", "–", "3.0", "0.25"]
-    assert line(table, "FeDecider") == ["–"] * 8
+    assert line(cost(tmp_path, expected=["fedecider"]), "fedecider") == ["–"] * 8
     assert table.notes[0].startswith("Centralized trains one model on the data of all clients")
     rows = csv(table).set_index("method")
     assert rows.loc["local", "runs"] == "runs/goodreads/local-seed0;runs/goodreads/local-seed1"
     assert rows.loc["local", "seconds_sd"] == pytest.approx((8 / 7) ** 0.5)
     without = cost(tmp_path, base="flora")
-    assert line(without, "Local")[2] == "–" and "× FLoRA" in lines(without)[0][3]
+    assert line(without, "Local")[2] == "–" and "× flora" in lines(without)[0][3]
 
 
 # All of them
 
 
 def test_an_empty_folder_gives_tables_that_say_so(tmp_path):
+    (tmp_path / "runs").mkdir()
     for table in all_tables(tmp_path):
         assert table.notes in (("No finished run.",), ("No prepared data.",))
         for row in lines(table)[1:]:
             assert set(row[2:]) == {"–"}
-        for text in (small_table.to_markdown(table), small_table.to_latex(table)):
+        for text in (printed.to_markdown(table), printed.to_latex(table)):
             assert table.notes[0] in text
-        assert table.notes[0] in small_table.to_styler(table).to_html()
-        assert all(path.stat().st_size for path in small_table.write(table, tmp_path, table.label))
+        assert table.notes[0] in printed.to_styler(table).to_html()
+        assert all(path.stat().st_size for path in printed.write(table, tmp_path, table.label))
 
 
 def test_equal_input_gives_equal_bytes_and_every_number_its_source(results, tmp_path):
     meta(results, "goodreads", "children")
     for first, second in zip(all_tables(results), all_tables(results), strict=True):
         assert "No finished run." not in first.notes
-        paths = small_table.write(first, tmp_path / "a", first.label)
-        again = small_table.write(second, tmp_path / "b", first.label)
+        paths = printed.write(first, tmp_path / "a", first.label)
+        again = printed.write(second, tmp_path / "b", first.label)
         assert [path.suffix for path in paths] == [".csv", ".md", ".tex"]
         assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
-        html = [small_table.to_styler(table).to_html() for table in (first, second)]
+        html = [printed.to_styler(table).to_html() for table in (first, second)]
         assert html[0] == html[1]
         assert paths[2].read_text().isascii()
         rows = csv(first)
@@ -453,5 +471,5 @@ def test_equal_input_gives_equal_bytes_and_every_number_its_source(results, tmp_
         assert len(sources) and str(results) not in paths[0].read_text()
         for folder in ";".join(sources).split(";"):
             assert (results / folder).is_dir()
-        printed = [column.name for column in first.columns if column.form]
-        assert rows[rows[first.sources].isna()][printed].isna().all(axis=None)
+        shown = [column.name for column in first.columns if column.form]
+        assert rows[rows[first.sources].isna()][shown].isna().all(axis=None)

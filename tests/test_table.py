@@ -1,4 +1,4 @@
-"""The small table that tables 1 and 4 to 9 share: numbers, best values, files."""
+"""The printable table that all tables share: numbers, best values, files."""
 
 from dataclasses import replace
 
@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from seen import csv, lines
 
-from figures import small_table
-from figures.small_table import Column, Table
+from figures import table as printed
+from figures.table import Column, Table
 
 ROWS = pd.DataFrame(
     {
@@ -45,31 +45,31 @@ def test_numbers_are_scaled_signed_and_grouped():
 
 
 def test_best_values_are_those_of_a_block_as_printed():
-    bold = [[cell.bold for cell in row] for row in small_table.cells(TABLE)]
+    bold = [[cell.bold for cell in row] for _, row in printed.cells(TABLE).iterrows()]
     score, loss = ([row[c] for row in bold] for c in (2, 3))
     assert score == [True, True, False, True, False, False]  # 12.344 and 12.341 print alike
     assert loss == [False, True, False, False, False, False]  # one value has none to beat
     assert not any(row[c] for row in bold for c in (0, 1, 4, 5))
     whole = replace(TABLE, block="")
-    assert [row[2].bold for row in small_table.cells(whole)] == [False] * 5 + [True]
+    assert [cell.bold for cell in printed.cells(whole).iloc[:, 2]] == [False] * 5 + [True]
 
 
 def test_a_block_is_named_once_and_set_apart():
     assert [row[0] for row in lines(TABLE)[1:]] == ["one", "", "", "two", "", "three"]
-    assert small_table.to_latex(TABLE).count("\\midrule") == 3
-    frame = small_table.to_frame(TABLE)
-    assert list(frame.index)[:2] == [("one", "A_B"), ("one", "B")]
-    assert frame.loc[("two", "B"), ("Ugly", "kB")] == "2,000.0"
+    assert printed.to_latex(TABLE).count("\\midrule") == 3
+    frame = printed.cells(TABLE)
+    assert list(frame["", "Name"].map(lambda cell: cell.text))[:2] == ["A_B", "B"]
+    assert frame.loc[4, ("Ugly", "kB")].text == "2,000.0"
 
 
 def test_csv_holds_every_column_unrounded_and_the_runs_are_not_printed():
     pd.testing.assert_frame_equal(csv(TABLE).drop(columns="runs"), ROWS.drop(columns="runs"))
     assert list(csv(TABLE)["runs"].fillna("")) == list(ROWS["runs"])
-    assert "0.12344" in small_table.to_csv(TABLE)
+    assert "0.12344" in printed.to_csv(TABLE)
     for text in (
-        small_table.to_markdown(TABLE),
-        small_table.to_latex(TABLE),
-        small_table.to_styler(TABLE).to_html(),
+        printed.to_markdown(TABLE),
+        printed.to_latex(TABLE),
+        printed.to_styler(TABLE).to_html(),
     ):
         assert "x/1" not in text and "hidden" not in text.lower()
         assert "A note of 5" in text
@@ -79,13 +79,13 @@ def test_wide_tables_are_cut_between_groups():
     assert len([row for row in lines(replace(TABLE, width=3)) if row[0] == "Block"]) == 2
     heads = [row for row in lines(replace(TABLE, width=1)) if row[0] == "Block"]
     assert [row[2:] for row in heads] == [["Good Score, %"], ["Bad Loss", "Bad Δ"], ["Ugly kB"]]
-    latex = small_table.to_latex(replace(TABLE, width=2))
+    latex = printed.to_latex(replace(TABLE, width=2))
     assert latex.count("\\begin{tabular}{llr}") == 2 and latex.count("{llrr}") == 1
     assert latex.count("\\par\\medskip") == 2
 
 
 def test_latex_is_well_formed_and_plain_ascii():
-    latex = small_table.to_latex(TABLE)
+    latex = printed.to_latex(TABLE)
     assert latex.isascii() and latex.count("{") == latex.count("}")
     assert "\\multicolumn{2}{c}{Bad}" in latex
     assert "\\cmidrule(lr){3-3}\\cmidrule(lr){4-5}\\cmidrule(lr){6-6}" in latex
@@ -95,8 +95,8 @@ def test_latex_is_well_formed_and_plain_ascii():
 
 
 def test_styler_marks_the_best_cells():
-    html = small_table.to_styler(TABLE).to_html()
-    assert html.split("{")[0].count("#T_six-rows_row") == 4
+    html = printed.to_styler(TABLE).to_html()
+    assert html.split("font-weight")[0].rsplit("}", 1)[1].count("#T_six-rows_row") == 4
     assert "12.34\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}1.00" in html
 
 

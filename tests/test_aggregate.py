@@ -1,17 +1,24 @@
-"""What figures 6 and 7 share: one number a run, swept runs, labels that keep apart."""
+"""What figures share: statistics per run, swept runs, labels that keep apart."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import ROUNDS, THREE, round_rows, synthetic_metrics, synthetic_sweeps, without_rows
+from synthetic import (
+    THREE,
+    round_rows,
+    rounds_frame,
+    synthetic_metrics,
+    synthetic_sweeps,
+    without_rows,
+)
 
-from figures import drawing, per_run, style
+from figures import aggregate, drawing, style, sweeps
 
 
 def test_quality_is_the_mean_over_domains_of_runs_that_have_them_all():
     metrics = synthetic_metrics(THREE, ["local", "fedavg", "popularity"])
     gone = (metrics.method == "fedavg") & (metrics.seed == 1) & (metrics.domain == THREE[0])
-    out = per_run.quality(metrics[~gone], "goodreads", "sampled")
+    out = aggregate.quality(metrics[~gone], "goodreads", "sampled")
     assert [*zip(out["method"], out["seed"], strict=True)] == [
         ("fedavg", 0), ("fedavg", 2), ("local", 0), ("local", 1), ("local", 2), ("popularity", 0),
     ]  # fmt: skip
@@ -24,35 +31,35 @@ def test_quality_is_the_mean_over_domains_of_runs_that_have_them_all():
 def test_best_loss_is_each_clients_lowest_and_bytes_are_summed():
     more = {"method": "local", "losses": [3, 1, 2], "up": 5, "down": 7}
     rows = round_rows("runs/goodreads/a", ["x", "y"], **more)
-    rounds = pd.DataFrame(rows, columns=ROUNDS)
+    rounds = rounds_frame(rows)
     rounds.loc[(rounds["client"] == "y") & (rounds["round"] == 3), "valid_loss"] = 0.5
     rounds.loc[(rounds["client"] == "y") & (rounds["round"] == 3), "bytes_up"] = 11
-    assert per_run.best_loss(rounds, "goodreads")["value"].tolist() == [(1 + 0.5) / 2]
-    assert per_run.moved(rounds, "goodreads")["value"].tolist() == [(36 + 42) / 2]
-    assert per_run.moved(rounds, "amazon").empty
-    assert per_run.best_loss(without_rows(rounds), "goodreads").empty
+    assert aggregate.best_loss(rounds, "goodreads")["value"].tolist() == [(1 + 0.5) / 2]
+    assert aggregate.moved(rounds, "goodreads")["value"].tolist() == [(36 + 42) / 2]
+    assert aggregate.moved(rounds, "amazon").empty
+    assert aggregate.best_loss(without_rows(rounds), "goodreads").empty
 
 
 def test_swept_runs_are_in_order_and_the_base_among_them():
     configs = synthetic_sweeps()[2]
-    out = per_run.swept(configs, "goodreads", "fedecider", "rank")
+    out = sweeps.swept(configs, "goodreads", "fedecider", "rank")
     assert list(out["value"]) == [4, 8, 16, 32] and list(out["base"]) == [False, True, False, False]
     assert list(out["run"])[1] == "sweeps/goodreads/base-fedecider-seed0"
-    out = per_run.swept(configs, "goodreads", "fedecider", "truncate")
+    out = sweeps.swept(configs, "goodreads", "fedecider", "truncate")
     assert list(out["value"]) == [1, 4, None]  # None is no limit: after all numbers
     assert all(isinstance(value, int) for value in out["value"][:2])
     # runs: a field whose name starts another's; unfinished; repeating the base
-    out = per_run.swept(
+    out = sweeps.swept(
         configs.assign(finished=configs["rank"] != 4), "goodreads", "fedecider", "rank"
     )
     assert list(out["value"]) == [8, 16, 32]
     again = configs[configs["run"].str.contains("/base")]
     again = again.assign(run="sweeps/goodreads/rank-8-fedecider-seed0")
     both = pd.concat([configs, again])
-    assert list(per_run.swept(both, "goodreads", "fedecider", "rank")["value"]) == [4, 8, 16, 32]
-    assert per_run.swept(configs, "amazon", "fedecider", "rank").empty
+    assert list(sweeps.swept(both, "goodreads", "fedecider", "rank")["value"]) == [4, 8, 16, 32]
+    assert sweeps.swept(configs, "amazon", "fedecider", "rank").empty
     with pytest.raises(ValueError, match="configs frame has no column depth"):
-        per_run.swept(configs, "goodreads", "fedecider", "depth")
+        sweeps.swept(configs, "goodreads", "fedecider", "depth")
 
 
 def test_labels_keep_apart_from_each_other_and_from_points():

@@ -1,8 +1,8 @@
-r"""A table as this package prints it: rows of a frame, columns with labels and number formats.
+r"""A printable table: rows of a frame, columns with labels and number formats, by pandas' Styler.
 
-The CSV file holds every column of the frame at full precision, the printed forms (GitHub Markdown,
-a LaTeX ``table*`` with booktabs, a pandas Styler) those that are named. Missing values are a dash.
-One column, ``sources``, names the folders that a row was computed from: it is in the CSV alone.
+The CSV file holds the numbers at full precision; HTML, GitHub Markdown and a LaTeX ``table*`` with
+booktabs show the columns that are named. Missing values are a dash. One column, ``sources``, names
+the folders that a row was computed from: it is in the CSV alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from figures import frames, style
+from figures import select, style
 
 GAP = "–"
 NO_RUN = "No finished run."
@@ -59,6 +59,14 @@ class Column:
     words: Callable[[str], str] = str
 
 
+class Cell(NamedTuple):
+    """One printed number or word."""
+
+    text: str
+    spread: str = ""
+    bold: bool = False
+
+
 @dataclass(frozen=True)
 class Table:
     """``columns`` of ``rows``, and what stands above and below them.
@@ -67,8 +75,9 @@ class Table:
     rows with one value of the column ``block`` belong together: a rule parts them from the next,
     the value is printed once, and the best value is that of the block. ``width`` is the largest
     number of grouped columns side by side. ``sources`` is the column of folders ("" for none).
-    Raises ValueError for a column that ``rows`` lacks, for rows that read alike, and if the first
-    column is not aligned to the left.
+    ``numbers`` are what the CSV file holds where that is another frame than ``rows``. Raises
+    ValueError for a column that ``rows`` lacks, for rows that read alike, and if the first column
+    is not aligned to the left.
     """
 
     label: str
@@ -79,11 +88,13 @@ class Table:
     block: str = ""
     width: int | None = None
     sources: str = "runs"
+    numbers: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
-        named = [name for column in self.columns for name in (column.name, column.spread)]
-        frames.require(self.rows, filter(None, [*named, self.block, self.sources]), self.label)
-        names = [column.name for column in _leading(self)]
+        used = [name for column in self.columns for name in (column.name, column.spread)]
+        select.require(self.rows, filter(None, [*used, self.block, self.sources]), self.label)
+        ends = [i for i, column in enumerate(self.columns) if column.align == "r"]
+        names = [column.name for column in self.columns[: min(ends, default=None)]]
         if not names:
             raise ValueError(f"table {self.label} has no leading column of text")
         if self.rows.duplicated(names).any():
@@ -91,62 +102,52 @@ class Table:
             raise ValueError(f"table {self.label} has several rows {' / '.join(map(str, first))}")
 
 
-class Cell(NamedTuple):
-    """One printed number or word."""
+def cells(table: Table) -> pd.DataFrame:
+    """Cells as printed; values of a block that print alike are all bold if one is best.
 
-    text: str
-    spread: str = ""
-    bold: bool = False
-
-
-def cells(table: Table) -> list[list[Cell]]:
-    """Rows of cells as printed; values of a block that print alike are all bold if one is best."""
-    return [list(row) for row in zip(*(_cells(table, c) for c in table.columns), strict=True)]
+    Columns are labels, or (group, label) where a column has a group.
+    """
+    rows = list(zip(*(_cells(table, column) for column in table.columns), strict=True))
+    headings: pd.Index = pd.Index([column.label for column in table.columns])
+    if any(column.group for column in table.columns):
+        pairs = [(column.group, column.label) for column in table.columns]
+        headings = pd.MultiIndex.from_tuples(pairs)
+    out = pd.DataFrame(index=range(len(rows)), columns=range(len(headings)), dtype=object)
+    for r, row in enumerate(rows):
+        for c, cell in enumerate(row):
+            out.iat[r, c] = cell
+    return out.set_axis(headings, axis=1)
 
 
 def to_csv(table: Table) -> str:
-    """Every column of ``rows``, numbers at full precision and unscaled, gaps as empty cells."""
-    return table.rows.to_csv(index=False, lineterminator="\n")
-
-
-def to_frame(table: Table) -> pd.DataFrame:
-    """The printed cells; the leading text columns are the index."""
-    printed, lead = cells(table), len(_leading(table))
-    texts = [[_text(cell) for cell in row[lead:]] for row in printed]
-    columns: pd.Index = pd.Index([column.label for column in table.columns[lead:]])
-    if any(column.group for column in table.columns):
-        pairs = [(column.group, column.label) for column in table.columns[lead:]]
-        columns = pd.MultiIndex.from_tuples(pairs)
-    # Not the printed cells: what a block prints once must still tell its rows apart.
-    words = [[_printed(v, c) for v in table.rows[c.name]] for c in _leading(table)]
-    index = pd.Index(words[0]) if lead == 1 else pd.MultiIndex.from_arrays(words)
-    return pd.DataFrame(texts, index=index, columns=columns, dtype=object)
+    """Numbers at full precision and unscaled, gaps as empty cells."""
+    numbers = table.rows if table.numbers is None else table.numbers
+    return numbers.to_csv(index=False, lineterminator="\n")
 
 
 def to_styler(table: Table) -> Styler:
-    """:func:`to_frame` for a notebook, best cells bold, caption and notes above."""
-    frame, lead = to_frame(table), len(_leading(table))
-    marks = [
-        ["font-weight: bold" if cell.bold else "" for cell in row[lead:]] for row in cells(table)
-    ]
-    bold = pd.DataFrame(marks, index=frame.index, columns=frame.columns, dtype=object)
-    frame = frame.map(lambda text: text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"))
-    caption = " ".join([table.caption, *table.notes])
+    """The table for a notebook, best cells bold, caption and notes above."""
+    frame = cells(table)
     # A fixed id: equal tables give equal HTML.
-    return Styler(frame, uuid=table.label).apply(lambda _: bold, axis=None).set_caption(caption)
+    styler = Styler(frame, uuid=table.label, caption=" ".join([table.caption, *table.notes]))
+    left = [c for c, column in enumerate(table.columns) if column.align == "l"]
+    aligned = [{"selector": f"td.col{c}", "props": "text-align: left"} for c in left]
+    bold = frame.map(lambda cell: "font-weight: bold" * cell.bold)
+    styler = styler.format(lambda cell: _text(cell).replace(" ± ", "\u00a0±\u00a0"))
+    return styler.apply(lambda _: bold, axis=None).set_table_styles(aligned).hide(axis="index")
 
 
 def to_markdown(table: Table) -> str:
     """GitHub Markdown, cut into parts of whole groups of columns where ``width`` says so."""
-    printed = cells(table)
+    frame = cells(table)
     lines = [table.caption, ""]
     for part in _parts(table):
         columns = [table.columns[c] for c in part]
         heads = [f"{column.group} {column.label}".strip() for column in columns]
         lines.append("| " + " | ".join(heads) + " |")
         lines.append("|" + "|".join("---:" if c.align == "r" else "---" for c in columns) + "|")
-        for row in printed:
-            lines.append("| " + " | ".join(_text(row[c], "**") for c in part) + " |")
+        for _, row in frame.iloc[:, part].iterrows():
+            lines.append("| " + " | ".join(_text(cell, "**") for cell in row) + " |")
         lines.append("")
     for note in table.notes:
         lines += [note, ""]
@@ -155,45 +156,26 @@ def to_markdown(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """A ``table*`` with one booktabs ``tabular`` for each part of :func:`to_markdown`."""
-    printed = cells(table)
-    starts = _starts(table)
+    tabulars = [_tabular(table, cells(table), part) for part in _parts(table)]
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table*}[t]",
         "\\centering\\small\\setlength{\\tabcolsep}{4pt}",
         f"\\caption{{{tex(table.caption)}}}",
         f"\\label{{tab:{table.label}}}",
+        "\n\\par\\medskip\n".join(tabulars),
     ]
-    for number, part in enumerate(_parts(table)):
-        if number:
-            lines.append("\\par\\medskip")
-        columns = [table.columns[c] for c in part]
-        lines.append(f"\\begin{{tabular}}{{{''.join(column.align for column in columns)}}}")
-        lines.append("\\toprule")
-        lines += _headings(columns)
-        lines.append(" & ".join(tex(column.label) for column in columns) + " \\\\")
-        lines.append("\\midrule")
-        for r, row in enumerate(printed):
-            if r in starts[1:]:
-                lines.append("\\midrule")
-            lines.append(" & ".join(_math(row[c]) for c in part) + " \\\\")
-        lines += ["\\bottomrule", "\\end{tabular}"]
     if table.notes:
         lines.append(f"\\par\\smallskip\\footnotesize {tex(' '.join(table.notes))}")
     lines.append("\\end{table*}")
     return "\n".join(lines) + "\n"
 
 
-def write(
-    table: Table, folder: str | Path, name: str, csv: str | None = None
-) -> tuple[Path, Path, Path]:
-    """Write ``<folder>/<name>.csv``, ``.md`` and ``.tex``, each whole or not at all.
-
-    ``csv`` stands in for :func:`to_csv` where the printed rows are not the tidy ones.
-    """
+def write(table: Table, folder: str | Path, name: str) -> tuple[Path, Path, Path]:
+    """Write ``<folder>/<name>.csv``, ``.md`` and ``.tex``, each whole or not at all."""
     folder = Path(folder)
     return (
-        style.write(folder / f"{name}.csv", to_csv(table) if csv is None else csv),
+        style.write(folder / f"{name}.csv", to_csv(table)),
         style.write(folder / f"{name}.md", to_markdown(table)),
         style.write(folder / f"{name}.tex", to_latex(table)),
     )
@@ -204,14 +186,33 @@ def tex(text: str) -> str:
     return text.translate(_TEX)
 
 
-def _leading(table: Table) -> list[Column]:
-    """The columns before the first that is not aligned to the left."""
-    columns = [*table.columns, Column("", "")]
-    return columns[: next(i for i, column in enumerate(columns) if column.align == "r")]
+def _tabular(table: Table, frame: pd.DataFrame, part: list[int]) -> str:
+    """The columns of one part, by Styler; rules under the groups and between the blocks."""
+    columns = [table.columns[c] for c in part]
+    styler = Styler(frame.iloc[:, part]).hide(axis="index").format(_latex)
+    for level in range(frame.columns.nlevels):
+        styler = styler.format_index(tex, axis=1, level=level)
+    align = "".join(column.align for column in columns)
+    text = styler.to_latex(hrules=True, column_format=align, multicol_align="c")
+    lines = text.rstrip("\n").split("\n")
+    body = lines.index("\\midrule") + 1
+    for start in reversed(_starts(table)[1:]):
+        lines.insert(body + start, "\\midrule")
+    if any(column.group for column in columns):
+        lines.insert(lines.index("\\toprule") + 2, _rules(columns))
+    return "\n".join(lines)
+
+
+def _rules(columns: list[Column]) -> str:
+    rules = ""
+    for group in dict.fromkeys(column.group for column in columns if column.group):
+        places = [i for i, column in enumerate(columns, start=1) if column.group == group]
+        rules += f"\\cmidrule(lr){{{places[0]}-{places[-1]}}}"
+    return rules
 
 
 def _starts(table: Table) -> list[int]:
-    """Places of the first rows of the blocks."""
+    """Positions of the first rows of the blocks."""
     if not table.block:
         return [0]
     values = table.rows[table.block]
@@ -223,9 +224,9 @@ def _cells(table: Table, column: Column) -> list[Cell]:
     texts = [_printed(value, column) for value in values]
     spreads = [""] * len(texts)
     if column.spread:
-        known = zip(texts, table.rows[column.spread], strict=True)
+        pairs = zip(texts, table.rows[column.spread], strict=True)
         plain = replace(column, form=column.form.lstrip("+"))
-        spreads = ["" if t == GAP or pd.isna(s) else _printed(s, plain) for t, s in known]
+        spreads = ["" if t == GAP or pd.isna(s) else _printed(s, plain) for t, s in pairs]
     starts = _starts(table)
     if column.name == table.block:
         texts = [text if r in starts else "" for r, text in enumerate(texts)]
@@ -257,7 +258,7 @@ def _number(text: str) -> float:
 
 
 def _parts(table: Table) -> Iterator[list[int]]:
-    """Places of the columns of each part: those without a group, then whole groups."""
+    """Positions of the columns of each part: those without a group, then whole groups."""
     alone = [c for c, column in enumerate(table.columns) if not column.group]
     groups: dict[str, list[int]] = {}
     for c, column in enumerate(table.columns):
@@ -272,26 +273,11 @@ def _parts(table: Table) -> Iterator[list[int]]:
     yield alone + part
 
 
-def _headings(columns: list[Column]) -> list[str]:
-    """The row of spanning headings and its rules; nothing if no column has a group."""
-    groups = list(dict.fromkeys(column.group for column in columns if column.group))
-    if not groups:
-        return []
-    spans = ["" for column in columns if not column.group]
-    rules, first = "", len(spans) + 1
-    for group in groups:
-        each = sum(column.group == group for column in columns)
-        spans.append(f"\\multicolumn{{{each}}}{{c}}{{{tex(group)}}}")
-        rules += f"\\cmidrule(lr){{{first}-{first + each - 1}}}"
-        first += each
-    return [" & ".join(spans) + " \\\\", rules]
-
-
 def _text(cell: Cell, mark: str = "") -> str:
     text = f"{mark}{cell.text}{mark}" if cell.bold else cell.text
     return text + (f" ± {cell.spread}" if cell.spread else "")
 
 
-def _math(cell: Cell) -> str:
+def _latex(cell: Cell) -> str:
     text = f"\\textbf{{{tex(cell.text)}}}" if cell.bold else tex(cell.text)
     return text + (f"{{\\scriptsize$\\,\\pm\\,${tex(cell.spread)}}}" if cell.spread else "")
