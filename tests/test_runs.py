@@ -303,23 +303,3 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         runs.write_json(path, {"bad": object()})
     assert json.loads(path.read_text()) == {"kept": 1} and len(list(tmp_path.iterdir())) == 1
-
-
-def test_energy_distance():
-    generator = np.random.default_rng(0)
-    cloud = torch.tensor(generator.normal(size=(200, 3)))
-    assert distances.energy_distance(cloud, cloud) == 0
-    near, far = cloud + 0.1, cloud + 3
-    measured = [distances.energy_distance(cloud, other) for other in (near, far)]
-    assert 0 < measured[0] < measured[1]
-    single = torch.tensor([[0.0]]), torch.tensor([[2.0]])
-    assert distances.energy_distance(*single) == pytest.approx(2.0)  # sqrt(2 * 2)
-
-
-def test_domain_distances(tmp_path, monkeypatch):
-    data = write_domains(tmp_path / "data")
-    for measure in (distances.item_distances, distances.user_distances):
-        table = measure(data, "tiny")
-        assert list(table.index) == list(table.columns) == ["books", "comics", "games"]
-        assert (np.diag(table) == 0).all() and np.allclose(table, table.T)
-        assert (table.to_numpy()[~np.eye(3, dtype=bool)] > 0).all()
