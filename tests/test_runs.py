@@ -251,23 +251,3 @@ def test_metrics_are_the_means_of_the_ranks_and_tables_have_the_columns_of_the_s
     value = metrics.set_index("metric")["value"]
     assert value["hit@1"] == pytest.approx(1 / 3) and value["mrr@10"] == pytest.approx(0.5)
     assert (metrics["users"] == 3).all()
-
-
-def test_energy_distance():
-    generator = np.random.default_rng(0)
-    cloud = torch.tensor(generator.normal(size=(200, 3)))
-    assert distances.energy_distance(cloud, cloud) == 0
-    near, far = cloud + 0.1, cloud + 3
-    measured = [distances.energy_distance(cloud, other) for other in (near, far)]
-    assert 0 < measured[0] < measured[1]
-    single = torch.tensor([[0.0]]), torch.tensor([[2.0]])
-    assert distances.energy_distance(*single) == pytest.approx(2.0)  # sqrt(2 * 2)
-
-
-def test_domain_distances(tmp_path, monkeypatch):
-    data = write_domains(tmp_path / "data")
-    for measure in (distances.item_distances, distances.user_distances):
-        table = measure(data, "tiny")
-        assert list(table.index) == list(table.columns) == ["books", "comics", "games"]
-        assert (np.diag(table) == 0).all() and np.allclose(table, table.T)
-        assert (table.to_numpy()[~np.eye(3, dtype=bool)] > 0).all()

@@ -44,7 +44,7 @@ def write_domains(folder: Path, names=("books", "comics", "games")) -> Path:
 def config(data: Path, folder: Path, method: str = "fedecider", **settings) -> RunConfig:
     """A run of a few seconds on the tiny model."""
     small = {
-        "backbone": "tiny",
+        "model": "tiny",
         "device": "cpu",
         "dtype": "float32",
         "top_layers": 1,  # of 2: stored trunk states, as in every preset
@@ -58,6 +58,6 @@ def config(data: Path, folder: Path, method: str = "fedecider", **settings) -> R
         "beams": 2,
         "title_tokens": 6,
     }
-    return RunConfig(
-        data=data, folder=folder, dataset="toy", method=method, **{**small, **settings}
+    return RunConfig.of(
+        prepared=data, folder=folder, dataset="toy", method=method, **{**small, **settings}
     )

@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fedecider.backbone import load
-from fedecider.ranking import embed_titles
-from fedecider.sequences import HistoryForm
+from torch import Tensor
 
 from fedecider.adapter import Adapter
 from fedecider.domains import Domain, read_domains, some_users
+from fedecider.engine.backbone import load
+from fedecider.prompts import make_template
+from fedecider.rankers.grounding import embed_titles
 
-_SAMPLE = 1000  # vectors a domain; the mean of 10^6 pairs is exact enough for a picture
+_SAMPLE = 1000  # vectors per domain; the mean of 10^6 pairs is exact enough for a picture
 
 
-def energy_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+def energy_distance(first: Tensor, second: Tensor) -> float:
     """Energy distance of two samples (N, d) and (M, d); V-statistic, so never negative."""
     first, second = first.double(), second.double()
     between = torch.cdist(first, second).mean()
@@ -29,34 +30,41 @@ def energy_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((2 * between - within).clamp(min=0).sqrt())
 
 
-def pairwise(clouds: dict[str, torch.Tensor]) -> pd.DataFrame:
+def pairwise(clouds: dict[str, Tensor]) -> pd.DataFrame:
     """Energy distances of all pairs, domains x domains, in sorted order."""
     names = sorted(clouds)
-    table = np.zeros((len(names), len(names)))
+    distances = np.zeros((len(names), len(names)))
     for i, first in enumerate(names):
         for j in range(i):
-            table[i, j] = table[j, i] = energy_distance(clouds[first], clouds[names[j]])
-    return pd.DataFrame(table, names, names)
+            distances[i, j] = distances[j, i] = energy_distance(clouds[first], clouds[names[j]])
+    return pd.DataFrame(distances, names, names)
 
 
-def item_distances(data: Path | str, backbone: str = "smollm2-135m") -> pd.DataFrame:
-    """Distances of the catalogues of all prepared domains below a folder."""
-    return pairwise({d.name: item_vectors(d, e)[0] for d, e in _embedded(data, backbone)})
+def item_distances(data: Path | str, model: str = "smollm2-135m") -> pd.DataFrame:
+    """Distances of the catalogues of all prepared domains below a folder, domains x domains.
+
+    `model` embeds the titles: a hub id, a folder or a packaged name. Raises FileNotFoundError if
+    there is no prepared domain.
+    """
+    return pairwise({d.name: item_vectors(d, vectors)[0] for d, vectors in _embedded(data, model)})
 
 
-def user_distances(data: Path | str, backbone: str = "smollm2-135m") -> pd.DataFrame:
-    """Distances of the user populations of all prepared domains below a folder."""
-    return pairwise({d.name: user_vectors(d, e) for d, e in _embedded(data, backbone)})
+def user_distances(data: Path | str, model: str = "smollm2-135m") -> pd.DataFrame:
+    """Distances of the user populations of all prepared domains below a folder.
+
+    As `item_distances`.
+    """
+    return pairwise({d.name: user_vectors(d, vectors) for d, vectors in _embedded(data, model)})
 
 
-def item_vectors(domain: Domain, vectors: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
-    """A fixed sample of the catalogue's vectors and its item_ids."""
+def item_vectors(domain: Domain, vectors: Tensor) -> tuple[Tensor, list[str]]:
+    """A fixed sample of the catalogue's vectors, (items, d), and its item_ids."""
     items = some_users(domain.items.index, _SAMPLE)
     rows = domain.items.index.get_indexer(items)
     return vectors[torch.from_numpy(rows)], items
 
 
-def user_vectors(domain: Domain, vectors: torch.Tensor) -> torch.Tensor:
+def user_vectors(domain: Domain, vectors: Tensor) -> Tensor:
     """Mean vector of the training items of a fixed sample of users, (users, d)."""
     index = domain.items.index
     users = domain.users["train"]
@@ -65,14 +73,14 @@ def user_vectors(domain: Domain, vectors: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _embedded(data: Path | str, name: str) -> list[tuple[Domain, torch.Tensor]]:
-    """Every domain with the unit-length embeddings of its catalogue."""
-    backbone = load(name)
-    form = HistoryForm(backbone.tokenizer, backbone.start)
-    found = []
+def _embedded(data: Path | str, model: str) -> list[tuple[Domain, Tensor]]:
+    """Every domain with the unit-length embeddings of its catalogue, (items, d)."""
+    backbone = load(model)
+    template = make_template("history", backbone.tokenizer, backbone.start)
+    domains = []
     with Adapter(backbone, 1, 1, ["q_proj"], 1) as adapter:
         for domain in read_domains(data, train=_SAMPLE, valid=1, test=1):
-            tokens = [form.title(title) for title in domain.items]
-            vectors = embed_titles(adapter, tokens, cached=True)
-            found.append((domain, torch.nn.functional.normalize(vectors, dim=-1)))
-    return found
+            titles = [template.title(title) for title in domain.items]
+            vectors = embed_titles(adapter, titles, cached=True)
+            domains.append((domain, torch.nn.functional.normalize(vectors, dim=-1)))
+    return domains

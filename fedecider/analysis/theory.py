@@ -1,32 +1,33 @@
 """The paper's statements, checked numerically on a trained model (method, section 4).
 
 Of the lemmas and propositions of FeDecider (arXiv 2602.16034) only the names are public; what they
-say here is our reconstruction. F is a client's mean -log p of the target tokens of some of its
-training rows, W0 the frozen base, D_j client j's direction, and W the client's trained model: W0,
-its own LoRA, and the foreign directions with its weights alpha.
-
-Gradients with respect to the adapted weights are formed densely here, and here alone: they are the
-second, independent way to what the method computes from factors.
+say here is our reconstruction. F is a client's loss on some of its training rows (`objective`), W0
+the frozen base, D_j client j's direction, and W the client's trained model: W0, its own LoRA, and
+the peers' directions with its weights alpha.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from fedecider.backbone import Backbone, load
-from fedecider.sequences import TrainingSet, make_form, pack
-from fedecider.trunk import Trunk
 from torch import Tensor
 from tqdm import tqdm
 
-from fedecider import saved
-from fedecider.adapter import Adapter, Factors
-from fedecider.client import ClientData, token_losses
+from fedecider.adapter import Factors
+from fedecider.analysis.objective import Objective, base_weights
+from fedecider.checkpoint import SavedRun, read_run
+from fedecider.config import Scope
 from fedecider.direction import LowRank, combine, direction, inner
-from fedecider.mixture import Mixture, Scope, group_index
+from fedecider.engine.backbone import Backbone, load
+from fedecider.mixture import Mixture, group_index
+from fedecider.prompts import make_template
+from fedecider.results import name_of
+from fedecider.training import ClientData
 
 COLUMNS = ["dataset", "method", "seed", "client", "statement", "measured", "deviation"]
 COLUMNS += ["tolerance", "holds", "cases", "run"]
@@ -38,51 +39,14 @@ TOLERANCES = {"lemma 1": 0.1, "lemma 2": 1e-8, "lemma 3": 1e-5}
 # Lemma 1's m: small, but with a remainder far above rounding. The model's norms compute in float32
 # whatever its precision, so that a loss has no more than eight digits.
 _MAGNITUDES = (1 / 8, 1 / 16, 1 / 32)
-_BUDGET = 2048  # tokens a forward
-
-Found = tuple[float, float, int]  # measured, deviation, cases
 
 
-class Objective:
-    """F of one client on the first `examples` of its training rows, at what the adapter holds."""
+class Measurement(NamedTuple):
+    """What is measured of a statement, how far that is from it, and over how many comparisons."""
 
-    def __init__(self, adapter: Adapter, data: ClientData, examples: int):
-        self.adapter = adapter
-        self.part = TrainingSet(data.training.examples[:examples])
-        label = f"{data.name} examples"
-        self.trunk = Trunk(adapter.backbone, self.part.rows, adapter.first, label)
-        self.packs = pack([tree.size for tree in self.trunk.trees], _BUDGET)
-        self.tokens = sum(len(example.targets) for example in self.part.examples)
-
-    def _parts(self) -> Iterator[Tensor]:
-        for indices in self.packs:
-            losses = token_losses(self.adapter, self.trunk, self.part, indices)
-            yield losses.sum() / self.tokens
-
-    @torch.no_grad()
-    def value(self) -> float:
-        """F."""
-        return sum(part.item() for part in self._parts())
-
-    def backward(self) -> float:
-        """F; its gradient is added to that of every tensor that asks for one."""
-        total = 0.0
-        for part in self._parts():
-            part.backward()
-            total += part.item()
-        return total
-
-    def gradients(self) -> tuple[float, dict[str, Tensor]]:
-        """F, and dF / dW (d_out, d_in) of every adapted module."""
-        weights = {name: module.base_layer.weight for name, module in self.adapter.modules.items()}
-        for weight in weights.values():
-            weight.requires_grad_(True)
-        value = self.backward()
-        found = {name: weight.grad for name, weight in weights.items()}
-        for weight in weights.values():
-            weight.requires_grad_(False)
-            weight.grad = None
-        return value, found
+    measured: float
+    deviation: float
+    cases: int
 
 
 def _along(gradient: Tensor, pair: LowRank) -> Tensor:
@@ -91,7 +55,7 @@ def _along(gradient: Tensor, pair: LowRank) -> Tensor:
     return (gradient @ A.T * B).sum()
 
 
-def lemma_1(objective: Objective, directions: dict[str, Factors]) -> Found:
+def lemma_1(objective: Objective, directions: dict[str, Factors]) -> Measurement:
     """F(W0 + m D) - F(W0) - m <grad F(W0), D> falls as the square of m.
 
     Measured: the slope of the logarithm of the remainder against that of m. The remainder is the
@@ -104,16 +68,18 @@ def lemma_1(objective: Objective, directions: dict[str, Factors]) -> Found:
     squares = np.zeros(len(_MAGNITUDES))
     for factors in directions.values():
         linear = sum(_along(gradients[name], pair).item() for name, pair in factors.items())
-        for place, size in enumerate(_MAGNITUDES):
+        for index, size in enumerate(_MAGNITUDES):
             for m in (size, -size):
-                with Mixture(adapter, {"one": factors}, torch.full((1, 1), m)):
-                    squares[place] += (objective.value() - start - m * linear) ** 2
+                with Mixture(adapter, {"direction": factors}, torch.full((1, 1), m)):
+                    squares[index] += (objective.value() - start - m * linear) ** 2
     slope = float(np.polyfit(np.log(_MAGNITUDES), np.log(squares) / 2, 1)[0])
-    return slope, abs(slope - 2), 2 * len(_MAGNITUDES) * len(directions)
+    return Measurement(slope, abs(slope - 2), 2 * len(_MAGNITUDES) * len(directions))
 
 
 @torch.no_grad()
-def lemma_2(mixture: Mixture, directions: dict[str, Factors], generator: torch.Generator) -> Found:
+def lemma_2(
+    mixture: Mixture, directions: dict[str, Factors], generator: torch.Generator
+) -> Measurement:
     """What a mixture adds to a layer, and any fixed aggregate of the directions, is in their span.
 
     Measured: the largest relative residual of X after projection on the span of the module's D_j,
@@ -121,22 +87,25 @@ def lemma_2(mixture: Mixture, directions: dict[str, Factors], generator: torch.G
     two sums with random weights. Measured and deviation are the same.
     """
     residuals = []
+    weights = base_weights(mixture.adapter)
     for name, module in mixture.adapter.modules.items():
-        weight = module.base_layer.weight
+        weight = weights[name]
         pairs = [factors[name] for factors in directions.values() if name in factors]
         if not pairs:
             continue
-        rows = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        plain = module(rows)
+        identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        without = module(identity)
         with mixture:
-            points = [(module(rows) - plain).T]
+            points = [(module(identity) - without).T]
         dense = [B @ A for B, A in (pair.to(weight.device, weight.dtype) for pair in pairs)]
-        for weights in (torch.ones(len(pairs)), *torch.randn(2, len(pairs), generator=generator)):
-            aggregate = sum(w * D for w, D in zip(weights.tolist(), dense, strict=True))
+        random = torch.randn(2, len(pairs), generator=generator)
+        for coefficients in (torch.ones(len(pairs)), *random):
+            terms = zip(coefficients.tolist(), dense, strict=True)
+            aggregate = sum((c * D for c, D in terms), torch.zeros_like(dense[0]))
             points.append(aggregate / len(pairs))
         residuals += [residual(point, pairs) for point in points if point.any()]
-    worst = max(residuals)
-    return worst, worst, len(residuals)
+    largest = max(residuals)
+    return Measurement(largest, largest, len(residuals))
 
 
 def residual(point: Tensor, directions: Sequence[LowRank]) -> float:
@@ -145,7 +114,7 @@ def residual(point: Tensor, directions: Sequence[LowRank]) -> float:
     The coefficients solve the normal equations with the Gram matrix <D_j, D_k>_F, in the least
     squares sense where directions depend on each other.
     """
-    gram = torch.stack([torch.stack([inner(one, two) for two in directions]) for one in directions])
+    gram = torch.stack([torch.stack([inner(j, k) for k in directions]) for j in directions])
     along = torch.stack([_along(point, pair) for pair in directions]).double().cpu()
     coefficients = torch.linalg.pinv(gram, hermitian=True) @ along
     exact = [pair.to(torch.float64) for pair in directions]
@@ -156,7 +125,7 @@ def residual(point: Tensor, directions: Sequence[LowRank]) -> float:
 
 def proposition_1(
     objective: Objective, directions: dict[str, Factors], scope: Scope, iterations: int
-) -> Found:
+) -> Measurement:
     """The minimum of F over W0 + span{D_1, ..., D_n} is no higher than F at the uniform average.
 
     Measured: F at the average less F at the weights that L-BFGS finds from there; the deviation is
@@ -185,7 +154,7 @@ def proposition_1(
     with mixture:
         optimizer.step(closure)
         learned = objective.value()
-    return fixed - learned, max(0.0, learned - fixed), mixture.alpha.numel()
+    return Measurement(fixed - learned, max(0.0, learned - fixed), mixture.alpha.numel())
 
 
 def slopes(
@@ -199,22 +168,24 @@ def slopes(
         _, gradients = objective.gradients()
     products = torch.zeros_like(mixture.alpha)
     for name, row in mixture.groups.items():
-        for place, source in enumerate(mixture.sources):
+        for column, source in enumerate(mixture.sources):
             if name in directions[source]:
-                products[row, place] += _along(gradients[name], directions[source][name])
+                products[row, column] += _along(gradients[name], directions[source][name])
     return products.detach(), gradients
 
 
-def lemma_3(mixture: Mixture, products: Tensor) -> Found:
+def lemma_3(mixture: Mixture, products: Tensor) -> Measurement:
     """dF / d alpha_j = <grad F(W), D_j>_F: autograd against the dense gradient (`slopes`).
 
     Measured and deviation: the largest difference as a share of the largest product.
     """
-    worst = ((mixture.alpha.grad - products).abs().max() / products.abs().max()).item()
-    return worst, worst, products.numel()
+    gradient = mixture.alpha.grad
+    assert gradient is not None, "slopes leaves a gradient"
+    largest = ((gradient - products).abs().max() / products.abs().max()).item()
+    return Measurement(largest, largest, products.numel())
 
 
-def proposition_2(mixture: Mixture, products: Tensor, rate: float = 0.01) -> Found:
+def proposition_2(mixture: Mixture, products: Tensor, rate: float = 0.01) -> Measurement:
     """A gradient step on alpha lowers the weight of a harmful direction, raises a beneficial one's.
 
     Harmful (definition 1): <grad F(W), D_j>_F > 0. Measured: how many weights move as stated; the
@@ -225,19 +196,22 @@ def proposition_2(mixture: Mixture, products: Tensor, rate: float = 0.01) -> Fou
     moved = (mixture.alpha.detach() - before).sign()
     counted = products != 0
     agree = int((moved == -products.sign())[counted].sum())
-    return float(agree), float(counted.sum() - agree), int(counted.sum())
+    return Measurement(float(agree), float(counted.sum() - agree), int(counted.sum()))
 
 
 def planted(gradients: dict[str, Tensor], rank: int, generator: torch.Generator) -> Factors:
-    """A harmful direction: the gradient's own, projected on `rank` random columns of its range."""
-    found = {}
+    """A harmful direction: the gradient's own, projected on `rank` random columns of its range.
+
+    Float64 factors of norm 1 per module; a module with a zero gradient is absent.
+    """
+    factors = {}
     for name, gradient in gradients.items():
-        drawn = torch.randn(gradient.shape[1], rank, generator=generator, dtype=torch.float64)
-        basis, _ = torch.linalg.qr(gradient.double().cpu() @ drawn)
+        random = torch.randn(gradient.shape[1], rank, generator=generator, dtype=torch.float64)
+        basis, _ = torch.linalg.qr(gradient.double().cpu() @ random)
         pair = direction(LowRank(basis, basis.T @ gradient.double().cpu()))
         if pair is not None:
-            found[name] = pair
-    return found
+            factors[name] = pair
+    return factors
 
 
 def check(
@@ -248,7 +222,7 @@ def check(
     iterations: int = 10,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every statement on every client of a finished run of fedecider, a row apiece, COLUMNS.
+    """Every statement on every client of a finished run of fedecider, one row each, COLUMNS.
 
     `measured` and `deviation` are those of the function of the statement's name ("planted" is
     proposition 2 for a planted harmful direction); it holds if the deviation is at most
@@ -256,63 +230,72 @@ def check(
     make its F, `iterations` of L-BFGS look for proposition 1's minimum, `seed` is that of the
     aggregates and of the planted direction. A name stands for that backbone in float64 on the CPU.
     A client whose chosen model is that of round 1 has the others' directions at weight 0. Raises
-    as `saved.read` does, and ValueError for a single client or another precision.
+    as `checkpoint.read_run` does, and ValueError for a single client, another backbone than the
+    run's or another precision.
     """
-    run = saved.read(folder, data)
+    run = read_run(folder, data)
     if isinstance(backbone, str):
         backbone = load(backbone, "cpu", "float64")
     if backbone.dtype != torch.float64:
         raise ValueError(f"statements are checked in float64, not in {backbone.dtype}")
+    path = Path(os.path.abspath(run.folder))
+    name = name_of(path, path.parents[1])  # as frames of the folder above the data set's name it
     if len(run.domains) < 2:
-        raise ValueError(f"{run.name} has one client: there is no mixture of directions")
+        raise ValueError(f"{name} has one client: there is no mixture of directions")
     config = run.config
-    about = {"dataset": config.dataset, "method": config.method, "seed": config.seed}
-    form = make_form(config.form, backbone.tokenizer, backbone.start)
-    rows = []
+    keys = {"dataset": config.data.dataset, "method": config.method, "seed": config.seed}
+    template = make_template(config.data.prompt_template, backbone.tokenizer, backbone.start)
+    rows: list[dict[str, Any]] = []
     with run.adapter(backbone) as adapter:
         for parameter in adapter.parameters():
             parameter.requires_grad_(False)
-        everyone = {domain.name: run.sent(domain.name, adapter) for domain in run.domains}
-        for domain in tqdm(run.domains, desc=f"statements on {run.name}", unit="client"):
-            # Twice as many users as rows: some have no row.
-            few = {**domain.users, "train": domain.users["train"][: 2 * examples]}
-            client = ClientData(replace(domain, users=few), adapter, form, config)
+        directions = {domain.name: run.sent(domain.name, adapter) for domain in run.domains}
+        for domain in tqdm(run.domains, desc=f"statements on {name}", unit="client"):
+            # Twice as many users as rows: some users have no row.
+            users = {**domain.users, "train": domain.users["train"][: 2 * examples]}
+            client = ClientData(replace(domain, users=users), adapter, template, config)
             objective = Objective(adapter, client, examples)
             generator = torch.Generator().manual_seed(seed)
-            for statement, found in _of_client(
-                run, objective, domain.name, everyone, iterations, generator
+            for statement, (measured, deviation, cases) in _of_client(
+                run, objective, domain.name, directions, iterations, generator
             ):
-                measured, deviation, cases = found
                 tolerance = TOLERANCES.get(statement, 0.0)
                 row = {"client": domain.name, "statement": statement, "measured": measured}
                 row |= {"deviation": deviation, "tolerance": tolerance, "cases": cases}
-                rows.append({**about, **row, "holds": deviation <= tolerance, "run": run.name})
+                rows.append({**keys, **row, "holds": deviation <= tolerance, "run": name})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _of_client(
-    run: saved.SavedRun, objective: Objective, client: str, everyone, iterations, generator
-) -> Iterator[tuple[str, Found]]:
-    adapter, config = objective.adapter, run.config
-    other = next(name for name in everyone if name != client)
-    yield "lemma 1", lemma_1(objective, {name: everyone[name] for name in (client, other)})
-    yield "proposition 1", proposition_1(objective, everyone, config.alpha_scope, iterations)
-    foreign, alpha = run.foreign(client)
+    run: SavedRun,
+    objective: Objective,
+    client: str,
+    directions: dict[str, Factors],
+    iterations: int,
+    generator: torch.Generator,
+) -> Iterator[tuple[str, Measurement]]:
+    """Each statement's name and measurement; `directions` are those of all clients."""
+    adapter, scope = objective.adapter, run.config.direction.alpha_scope
+    other = next(name for name in directions if name != client)
+    yield "lemma 1", lemma_1(objective, {name: directions[name] for name in (client, other)})
+    yield "proposition 1", proposition_1(objective, directions, scope, iterations)
+    model = run.model(client)
+    peers, alpha = model.peer_directions, model.alpha
     if alpha is None:  # the first round's model was the best, which has none
-        foreign = {name: factors for name, factors in everyone.items() if name != client}
-        rows = max(group_index(adapter, config.alpha_scope).values()) + 1
-        alpha = torch.zeros(rows, len(foreign))
-    adapter.load(run.own(client))
-    mixture = Mixture(adapter, foreign, alpha, config.alpha_scope)
-    yield "lemma 2", lemma_2(mixture, foreign, generator)
-    products, gradients = slopes(objective, mixture, foreign)
+        peers = {name: factors for name, factors in directions.items() if name != client}
+        groups = max(group_index(adapter, scope).values()) + 1
+        alpha = torch.zeros(groups, len(peers))
+    adapter.load(model.factors)
+    mixture = Mixture(adapter, peers, alpha, scope)
+    yield "lemma 2", lemma_2(mixture, peers, generator)
+    products, gradients = slopes(objective, mixture, peers)
     yield "lemma 3", lemma_3(mixture, products)
     yield "proposition 2", proposition_2(mixture, products)
-    foreign = {**foreign, "planted": planted(gradients, config.rank, generator)}
-    place = sorted(foreign).index("planted")
-    weights = torch.cat([alpha[:, :place], torch.zeros(len(alpha), 1), alpha[:, place:]], dim=1)
-    mixture = Mixture(adapter, foreign, weights, config.alpha_scope)
-    products, _ = slopes(objective, mixture, foreign)
+    peers = {**peers, "planted": planted(gradients, run.config.lora.rank, generator)}
+    column = sorted(peers).index("planted")
+    alpha = torch.cat([alpha[:, :column], torch.zeros(len(alpha), 1), alpha[:, column:]], dim=1)
+    mixture = Mixture(adapter, peers, alpha, scope)
+    products, _ = slopes(objective, mixture, peers)
     harmful = torch.zeros_like(products)
-    harmful[:, place] = products[:, place].abs()  # it is to fall, whatever its product
+    harmful[:, column] = products[:, column].abs()  # it is to fall, whatever its product
     yield "planted", proposition_2(mixture, harmful)

@@ -1,0 +1,6 @@
+"""What finished runs tell beyond their metrics.
+
+- `theory`: the paper's lemmas and propositions, checked numerically on a trained model.
+- `membership_inference`: what an observer of the server learns about a client's users.
+- `domain_distance`: how far apart domains are, by items and by users.
+"""
