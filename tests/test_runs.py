@@ -1,4 +1,4 @@
-"""Configuration, run folders, prepared domains and distances."""
+"""Run folders: what a run writes, whose folder it is, and what a saved adapter names."""
 
 import dataclasses
 import json
@@ -6,33 +6,19 @@ import os
 import shutil
 import subprocess
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pydantic import ValidationError
-from toy import config, write_domain, write_domains
+from toy import config, write_domains
 
-from fedecider import distances, federation, results, runs
+from fedecider import federation, results, runs
 from fedecider.adapter import Adapter
-from fedecider.backbone import load
-from fedecider.config import RunConfig
-from fedecider.domains import data_digest, read_affinity, read_domain, read_domains
-
-
-def test_every_setting_has_a_help_line_and_unknown_ones_are_refused(tmp_path):
-    assert all(field.description for field in RunConfig.model_fields.values())
-    with pytest.raises(ValidationError, match="learning_rate"):
-        config(tmp_path, tmp_path, learning_rate=0.1)
-    with pytest.raises(ValidationError, match="at least one"):
-        config(tmp_path, tmp_path, targets=[])
-    with pytest.raises(ValidationError, match="alpha_scope"):
-        config(tmp_path, tmp_path, alpha_scope="block")
+from fedecider.engine.backbone import load
 
 
 def test_stored_settings_name_no_path_of_the_machine(tmp_path):
     stored = config(tmp_path / "data" / "toy", tmp_path / "runs" / "toy" / "x").stored()
-    assert stored["data"] == "data/toy" and str(tmp_path) not in json.dumps(stored)
+    assert stored["data"]["prepared"] == "data/toy" and str(tmp_path) not in json.dumps(stored)
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -59,35 +45,6 @@ def test_results_name_the_commit_of_their_checkout_alone(tmp_path):
     assert runs.commit(tmp_path / "venv") is None
 
 
-def test_reading_a_domain(tmp_path):
-    write_domain(tmp_path / "books", 0)
-    domain = read_domain(tmp_path / "books")
-    user = sorted(domain.test)[0]
-    assert domain.history(user, "valid") == domain.train[user]
-    assert domain.history(user, "test") == [*domain.train[user], domain.valid[user]]
-    assert domain.popularity.sum() == sum(map(len, domain.train.values()))
-    assert list(domain.popularity.index) == list(domain.items.index)
-
-
-def test_only_the_needed_users_are_read(tmp_path):
-    write_domain(tmp_path / "books", 0)
-    whole = read_domain(tmp_path / "books")
-    some = read_domain(tmp_path / "books", train=5, valid=3, test=2)
-    assert [len(some.users[split]) for split in ("train", "valid", "test")] == [5, 3, 2]
-    assert set(some.users["test"]) < set(some.users["valid"]) < set(some.users["train"])
-    assert sorted(some.train) == some.users["train"]
-    assert {user for _, user in some.negatives} == set(some.users["valid"])
-    for user in some.users["train"]:
-        assert some.train[user] == whole.train[user]
-    # Popularity counts everybody all the same.
-    pd.testing.assert_series_equal(some.popularity, whole.popularity)
-
-
-def test_left_over_folders_of_a_killed_preparation_are_no_domains(tmp_path):
-    write_domains(tmp_path, ["books", ".books.old"])
-    assert [domain.name for domain in read_domains(tmp_path)] == ["books"]
-
-
 @pytest.mark.parametrize("finished", [False, True])
 def test_other_data_are_refused(tmp_path, finished):
     backbone = load("tiny", "cpu", "float32")
@@ -95,7 +52,9 @@ def test_other_data_are_refused(tmp_path, finished):
     chosen = config(first, tmp_path / "run", "local", rankers=["likelihood"])
     federation.run(chosen, backbone)
     before = (tmp_path / "run" / "result.json").read_bytes()
-    moved = chosen.model_copy(update={"data": other})  # equal content in another folder
+    moved = config(
+        other, tmp_path / "run", "local", rankers=["likelihood"]
+    )  # equal content in another folder
     federation.run(moved, backbone)
     assert (tmp_path / "run" / "result.json").read_bytes() == before
     if not finished:
@@ -107,38 +66,6 @@ def test_other_data_are_refused(tmp_path, finished):
     with pytest.raises(ValueError, match=pattern):
         federation.run(moved, backbone)
     federation.run(chosen, backbone)  # the folder was left as it was
-
-
-def test_what_is_read_decides_the_digest_and_nothing_else(tmp_path):
-    def digest(change=None, **limits):
-        folder = write_domains(tmp_path / "data", ["books"])
-        if change:
-            table, edit = change
-            path = folder / "books" / f"{table}.parquet"
-            edit(pd.read_parquet(path)).to_parquet(path)
-        return data_digest(read_domains(folder, **limits))
-
-    def swapped(table):  # the first two training items of one user
-        table = table.copy()
-        table.loc[[0, 1], "position"] = [1, 0]
-        return table
-
-    def redrawn(table):
-        table["negatives"] = [[*drawn[:-1], drawn[0]] for drawn in table["negatives"]]
-        return table
-
-    first = digest()
-    assert digest() == first and len(first) == 24
-    assert digest(("splits", lambda table: table.sample(frac=1, random_state=0))) == first
-    changes = [
-        digest(("items", lambda table: table.assign(title=table["title"] + "!"))),
-        digest(("splits", swapped)),
-        digest(("candidates", redrawn)),
-        digest(train=5, valid=3, test=2),
-    ]
-    assert len({first, *changes}) == 5
-    whole = read_domains(write_domains(tmp_path / "data", ["books", "games"]))
-    assert data_digest(whole[:1]) == first != data_digest(whole)
 
 
 def test_run_folders_from_before_the_digest_can_be_read_but_not_taken_up(tmp_path):
@@ -155,7 +82,7 @@ def test_run_folders_from_before_the_digest_can_be_read_but_not_taken_up(tmp_pat
         assert set(getattr(results, name)(tmp_path / "runs")["seed"]) in ({0, 1}, set())
     configs = results.configs(tmp_path / "runs").set_index("seed")
     assert configs["finished"].all() and configs.loc[1, "data_digest"] == digest
-    with pytest.raises(ValueError, match=r"is of a run with unknown data \(data_digest = None"):
+    with pytest.raises(ValueError, match=r"is of a run with unknown data \(data_digest = ''"):
         federation.run(chosen[0], backbone)
 
 
@@ -164,13 +91,13 @@ class Stopped(Exception):
 
 
 def test_a_gpu_is_made_reproducible_before_the_model_is_loaded(tmp_path, monkeypatch):
-    def seen(*_):
+    def noted(*_):
         found.append((os.environ.get("CUBLAS_WORKSPACE_CONFIG"), deterministic()))
         raise Stopped
 
     found, deterministic = [], torch.are_deterministic_algorithms_enabled
     data = write_domains(tmp_path / "data")
-    monkeypatch.setattr(federation, "load", seen)
+    monkeypatch.setattr(federation, "load", noted)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:
         for device in ("cpu", "cuda"):
@@ -192,30 +119,6 @@ def test_a_saved_adapter_names_the_base_as_the_hub_does(tmp_path):
             adapter.save(tmp_path / name)
         described = json.loads((tmp_path / name / "adapter_config.json").read_text())
         assert described["base_model_name_or_path"] == base
-
-
-def test_unfit_domains_are_named(tmp_path):
-    write_domain(tmp_path / "books", 0)
-    splits = pd.read_parquet(tmp_path / "books" / "splits.parquet")
-    splits.assign(item_id="zzz").to_parquet(tmp_path / "books" / "splits.parquet")
-    with pytest.raises(ValueError, match="splits.parquet names item 'zzz'"):
-        read_domain(tmp_path / "books")
-    splits[splits["split"] != "test"].to_parquet(tmp_path / "books" / "splits.parquet")
-    with pytest.raises(ValueError, match="has no test rows"):
-        read_domain(tmp_path / "books")
-    splits.drop(columns="split").to_parquet(tmp_path / "books" / "splits.parquet")
-    with pytest.raises(ValueError, match="lacks the columns split"):
-        read_domain(tmp_path / "books")
-    (tmp_path / "books" / "items.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match="items.parquet is missing"):
-        read_domain(tmp_path / "books")
-
-
-def test_affinity(tmp_path):
-    assert read_affinity(tmp_path) is None
-    planted = {"domains": ["a", "b"], "affinity": [[1, 0.5], [0.5, 1]]}
-    (tmp_path / "affinity.json").write_text(json.dumps(planted))
-    assert read_affinity(tmp_path).loc["a", "b"] == 0.5
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
