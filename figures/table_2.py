@@ -8,11 +8,14 @@ domains, so that it is seen where a wide table scrolls; the CSV file holds all o
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from figures import aggregate, select, style
-from figures.table import GAP, NO_RUN, Column, Table
+from figures.table import GAP, NO_RUN, Column, Table, to_styler
+from figures.table import write as write_table
 
 NAMES = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
 _KEYS = ["method", "domain", "metric"]
@@ -129,6 +132,13 @@ def tables(
         none = numbers(metrics[:0], dataset=dataset, protocol="catalogue", expected=expected)
         out[""] = table(none, dataset=dataset, names=names)
     return out
+
+
+def write(made: dict[str, Table], folder: str | Path, name: str) -> list[Styler]:
+    """Write :func:`tables` as ``<folder>/<name>_<its name>.*``; the tables for a notebook."""
+    for part, one in made.items():
+        write_table(one, folder, "_".join(filter(None, (name, part.replace(" ", "_")))))
+    return [to_styler(one) for one in made.values()]
 
 
 def best_others(numbers: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
