@@ -173,8 +173,9 @@ class _Plan:
         if not (sweeps := self.preset.sweeps):
             return
         made: dict[str, Task] = {}
-        datasets = self.preset.datasets.keys() & (sweeps.datasets or self.preset.datasets)
-        for dataset, seed, name in itertools.product(sorted(datasets), sweeps.seeds, sweeps.fields):
+        swept = sweeps.datasets or self.preset.datasets
+        datasets = [dataset for dataset in self.preset.datasets if dataset in swept]
+        for dataset, seed, name in itertools.product(datasets, sweeps.seeds, sweeps.fields):
             changes = {f"{name}-{value}": {name: value} for value in sweeps.fields[name]}
             for method in sweeps.methods.get(name, ["fedecider"]):
                 for label, change in {"base": {}, **changes}.items():
