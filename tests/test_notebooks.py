@@ -347,6 +347,9 @@ def test_an_edited_module_runs_only_the_tasks_that_call_it(tiny, tmp_path):
     assert stale("figures/figure_5.py", "\nNEW = 1\n") == {"figure_5_alpha_convergence"}
     assert stale("data_prep/settings.py", "\nNEW = 1\n") == {"01_prepare"}
     assert stale("fedecider/federation.py", "\nNEW = 1\n") == {"02_run", "03_search"}
+    # what only reads results sends no federation into training once more
+    assert not stale("fedecider/results.py", "\nNEW = 1\n") & {"02_run", "03_search"}
+    assert stale("data_prep/goodreads.py", "\nNEW = 1\n") == {"01_prepare"}
     assert stale("fedecider/rankers/grounding.py", "\nNEW = 1\n") >= {"02_run"}
 
     with (copy / "figures/figure_5.py").open("a") as module:

@@ -109,7 +109,7 @@ def metrics(values: dict[str, float]) -> pd.DataFrame:
 
 def test_the_summary_s_numbers_are_those_of_the_frames():
     scores = metrics({"popularity": 0.2, "local": 0.3, "fedecider": 0.4})
-    fixed = {"dataset": "toy", "seed": 0, "client": "a", "run": "r"}
+    fixed = {"dataset": "toy", "seed": 0, "client": "a", "run": "r", "bytes_up": 0, "bytes_down": 0}
     losses = {("local", 1): 3.0, ("local", 2): 2.5, ("fedecider", 1): 2.25, ("fedecider", 2): 2.75}
     rounds = frame(
         [
@@ -128,8 +128,9 @@ def test_the_summary_names_the_best_other_federated_method_and_marks_the_best_va
     scores = metrics(
         {"local": 0.35, "fedavg": 0.2, "flora": 0.25, "fedecider": 0.4, "fedecider-no-both": 0.39}
     )
-    fixed = {"dataset": "toy", "seed": 0, "client": "a", "run": "r", "round": 1}
-    rounds = frame([{**fixed, "method": "fedecider", "valid_loss": 2.0}]).iloc[:0]
+    fixed = {"dataset": "toy", "seed": 0, "client": "a", "run": "r", "bytes_up": 0, "bytes_down": 0}
+    row = {**fixed, "round": 1, "method": "fedecider", "valid_loss": 2.0}
+    rounds = frame([row]).iloc[:0]
     compared = pd.DataFrame(
         [
             ("toy", "sampled", "likelihood", "fedecider", other, "ndcg@10", 5, 0.1, -0.2, 0.3, 0.04)

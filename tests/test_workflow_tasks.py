@@ -299,3 +299,12 @@ def test_a_run_does_not_depend_on_the_other_methods_files():
     assert "fedecider/methods/fedavg.py" not in codes["fedecider"]
     assert "fedecider/federation.py" in codes["fedecider"]
     assert not any(name.startswith(("figures/", "data_prep/")) for name in codes["fedecider"])
+
+
+def test_preparing_depends_on_the_reader_of_its_format(tmp_path):
+    mixed = preset(datasets={"library": Dataset(kind="plain", source=str(tmp_path))})
+    prepare = tasks(complete(mixed, "mine", ROOT), tmp_path, ROOT)[0]
+    digests = code_digest(ROOT, prepare.entry, prepare.modules)
+    assert {"data_prep/plain.py", "data_prep/domains.py", "data_prep/settings.py"} <= set(digests)
+    [planted] = [task for task in tasks(preset(), tmp_path, ROOT) if task.name[11:] == "goodreads"]
+    assert "data_prep/planted_titles.py" in code_digest(ROOT, planted.entry, planted.modules)

@@ -1,8 +1,6 @@
 """From raw data to the report: runs a preset's notebooks in order, only those that are stale.
 
-    python -m notebooks.workflow --preset demo --results results/demo
-
-`make reproduce` calls this file.
+python -m notebooks.workflow --preset demo --results results/demo
 """
 
 import argparse

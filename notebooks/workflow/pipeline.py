@@ -89,7 +89,7 @@ class Pipeline:
             except OSError:
                 raise WorkflowError(f"another make reproduce is at work in {results}") from None
             try:
-                self.records = _Records(_Database, ".doit.db")
+                self.records = _Records(_Database, os.path.abspath(".doit.db"))
             except DatabaseException as error:
                 raise WorkflowError(" ".join(str(error).split())) from None
             yield

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedecider.config import RunConfig
 from notebooks.workflow.pipeline import WorkflowError
@@ -24,45 +24,46 @@ class Strict(BaseModel):
 class Dataset(Strict):
     """One data set; what it says itself comes before what the preset says."""
 
-    kind: str = Field(description="format of the raw files, of data_prep.FORMATS; or planted")
+    kind: str = Field(description="format of the raw files, a name of data_prep.FORMATS")
     source: str | None = Field(None, description="folder, from the repository; null: must be given")
-    methods: list[str] | None = Field(None, description="instead of the preset's")
-    shown: list[str] | None = Field(None, description="instead of the preset's")
-    prepare: dict = Field({}, description="fields of data_prep.Settings, over the preset's")
-    federation: dict = Field({}, description="fields of RunConfig, over the preset's")
+    methods: list[str] | None = None
+    shown: list[str] | None = None
+    prepare: dict = {}
+    federation: dict = {}
 
 
 class Search(Strict):
     """Own settings of each method, chosen on validation before the runs."""
 
     tries: dict[str, list[dict] | Literal["grid"]] = Field(
-        description="method -> fields of RunConfig of each try; grid: that of the method's class"
+        description="method -> settings of each try; grid: all of those that its class names"
     )
-    federation: dict = Field({}, description="fields of RunConfig, over those of the runs")
+    federation: dict = Field({}, description="settings over those of the runs")
 
 
 class Sweeps(Strict):
-    """Runs that differ from a base run by one field, for sensitivity and ablations."""
+    """Runs that differ from a base run by one setting, for sensitivity and ablations."""
 
-    fields: dict[str, list] = Field(description="field of RunConfig -> values")
-    methods: dict[str, list[str]] = Field({}, description="field -> methods; default: fedecider")
+    fields: dict[str, list] = Field(description="setting -> values")
+    methods: dict[str, list[str]] = Field({}, description="setting -> methods; default: fedecider")
     datasets: list[str] | None = Field(None, description="null: all")
     seeds: list[int] = Field([0], min_length=1)
-    federation: dict = Field({}, description="fields of RunConfig, over those of the runs")
+    federation: dict = Field({}, description="settings over those of the runs")
 
 
 class Preset(Strict):
     """What one `make reproduce` runs."""
 
     about: str = Field(description="a sentence for the report")
-    datasets: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")], Dataset] = (
-        Field(min_length=1, description="by name, which is that of folders, tables and figures")
+    # by name, which is that of folders, tables and figures
+    datasets: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], Dataset] = Field(
+        min_length=1
     )
     methods: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     model: str | None = Field(None, description="null: must be given with MODEL=")
     prepare: dict = Field({}, description="fields of data_prep.Settings for every data set")
-    federation: dict = Field({}, description="fields of RunConfig for every run, by plain name")
+    federation: dict = Field({}, description="settings of every run, plain names of RunConfig")
     search: Search | None = Field(None, description="null: settings as given, nothing chosen")
     sweeps: Sweeps | None = Field(None, description="null: main runs only")
     shown: list[str] | None = Field(None, description="figures and tables (figure_4); null: all")
@@ -103,28 +104,26 @@ def complete(
     for dataset in only or []:
         refuse_unknown(dataset, preset.datasets, f"preset {name} has no data set")
     datasets = {}
-    for dataset, entry in preset.datasets.items():
-        if only and dataset not in only:
-            continue
-        folder, variable = folders.get(dataset), dataset.upper()
-        if entry.kind == "planted" and folder:
-            raise WorkflowError(
-                f"preset {name} makes its own {dataset} data and cannot use {variable}={folder}"
-                "; PRESET=paper reads published dumps"
-            )
+    for dataset in only or preset.datasets:
+        entry, given = preset.datasets[dataset], folders.get(dataset)
+        variable = f"{dataset.upper()}=" if dataset in folders else ""
         if entry.kind != "planted":
-            if not folder and not entry.source:
-                needed = f"needs {variable}=<folder with the published {dataset} dumps>"
+            if not given and not entry.source:
+                needed = f"needs {variable}<folder with the published {dataset} dumps>"
                 absent = f"names no source, the folder of {dataset}'s files"
-                raise WorkflowError(f"preset {name} {needed if dataset in folders else absent}")
-            base, raw = (Path.cwd(), folder) if folder else (root, entry.source)
-            path = Path(os.path.abspath(base / Path(raw).expanduser()))
+                raise WorkflowError(f"preset {name} {needed if variable else absent}")
+            path = Path(given).expanduser() if given else root / Path(entry.source).expanduser()
             if not path.is_dir():
-                other = f"; name another with {variable}=<folder>" if dataset in folders else ""
                 raise WorkflowError(
-                    f"preset {name} reads {dataset} from {path}, but there is no such folder{other}"
+                    f"preset {name} reads {dataset} from {path.absolute()}, but there is no such "
+                    f"folder{f'; name another with {variable}<folder>' if variable else ''}"
                 )
-            entry = entry.model_copy(update={"source": str(path)})
+            entry = entry.model_copy(update={"source": os.path.abspath(path)})
+        elif given:
+            raise WorkflowError(
+                f"preset {name} makes its own {dataset} data and cannot use {variable}{given}; "
+                "PRESET=paper reads published dumps"
+            )
         datasets[dataset] = entry
     model = model or preset.model
     if not model:

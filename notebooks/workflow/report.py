@@ -39,17 +39,17 @@ def task(name: str, preset: Preset, tasks: list[Task]) -> Task:
         titles["run"] = "What was run, and how"
         contents = "\n".join(f"- [{title}](#{anchor})" for anchor, title in titles.items())
         title = f"FeDecider: results of preset {name}"
-        head = [f"# {title}", preset.about, contents]
-        seconds = {one.name: record_of(one.name).get("seconds") or 0.0 for one in tasks}
-        cells = [new_markdown_cell("\n\n".join(head)), *(c for _, cells in sections for c in cells)]
+        head = new_markdown_cell(f"# {title}\n\n{preset.about}\n\n{contents}")
+        seconds = {one.name: record_of(one.name).get("seconds", 0.0) for one in tasks}
+        how = new_markdown_cell(_how(preset, seconds))
+        cells = [head, *(cell for _, section in sections for cell in section), how]
         exporter = HTMLExporter(
             template_name="basic",
             exclude_input=True,
             exclude_input_prompt=True,
             exclude_output_prompt=True,
         )
-        notebook = new_notebook(cells=[*cells, new_markdown_cell(_how(preset, seconds))])
-        body, _ = exporter.from_notebook_node(notebook)
+        body, _ = exporter.from_notebook_node(new_notebook(cells=cells))
         css = Path(__file__).with_suffix(".css").read_text()
         with runs.atomic(Path("report.html")) as beside:
             page = _PAGE.format(title=html.escape(title), style=css, body=body)
@@ -105,29 +105,34 @@ def _is_result(output) -> bool:
 
 def _how(preset: Preset, seconds: dict[str, float]) -> str:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    versions = {"python": platform.python_version(), **runs.versions()}
-    machine = f"{platform.platform()}, {os.cpu_count()} processors, GPU: {gpu}"
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    facts = {"Python": platform.python_version(), **runs.versions()}
+    facts |= {"machine": f"{platform.platform()}, {os.cpu_count()} processors", "GPU": gpu}
     rows = [f"| {name} | {clock(took)} |" for name, took in seconds.items() if took]
-    return "\n\n".join(
-        [
-            '<a id="run"></a>\n\n## What was run, and how',
-            ", ".join(f"{name} {version}" for name, version in versions.items()),
-            f"{machine}. Report of {written}.",
-            "Settings that are not named have the defaults of `RunConfig` and `Settings`; each run "
-            "folder's `config.json` holds all of them.",
-            f"```yaml\n{yaml.safe_dump(_described(preset), sort_keys=False)}```",
-            f"### Time\n\nAll tasks together: {clock(sum(seconds.values()))}.",
-            "\n".join(["| task | took |", "| --- | --- |", *rows]),
-        ]
-    )
+    return f"""<a id="run"></a>
+
+## What was run, and how
+
+{", ".join(f"{name} {fact}" for name, fact in facts.items())}. Report of {written}.
+
+Settings that are not named have the defaults of `RunConfig` and `Settings`; each run folder's
+`config.json` holds all of them.
+
+```yaml
+{yaml.safe_dump(_described(preset), sort_keys=False)}```
+
+### Time
+
+All tasks together: {clock(sum(seconds.values()))}.
+
+| task | took |
+| --- | --- |
+""" + "\n".join(rows)
 
 
 def _described(preset: Preset) -> dict:
     """The preset without where the data lie."""
-    whole = preset.model_dump(mode="json", exclude_defaults=True)
-    datasets = {
-        name: {key: value for key, value in entry.items() if key != "source"}
-        for name, entry in whole["datasets"].items()
-    }
-    return {**whole, "datasets": datasets}
+    described = preset.model_dump(mode="json", exclude_defaults=True)
+    for entry in described["datasets"].values():
+        entry.pop("source", None)
+    return described

@@ -98,9 +98,8 @@ class _Plan:
         methods.append(preset.search.tries if preset.search else ())
         methods += preset.sweeps.methods.values() if preset.sweeps else ()
         shown = itertools.chain(*(one.shown or () for one in (preset, *entries)))
-        formats = {*data_prep.FORMATS, "planted"}
         for complaint, names, known in (
-            ("kind: no format", [entry.kind for entry in entries], formats),
+            ("kind: no format", [entry.kind for entry in entries], data_prep.FORMATS),
             ("no method", itertools.chain(*methods), METHODS),
             ("shown: no figure or table", shown, {*notebooks, *numbers}),
             ("parameters: no figure or table", preset.parameters, notebooks),
@@ -130,6 +129,7 @@ class _Plan:
             outputs=(f"data/{dataset}/*/*",),
             # A changed generator of planted dumps must not find those of its older self.
             clears=(f"data/{dataset}", *(("dumps",) if generated else ())),
+            modules=(data_prep.FORMATS[entry.kind].__name__,),
             seconds=20,
         )
 
@@ -173,8 +173,9 @@ class _Plan:
         if not (sweeps := self.preset.sweeps):
             return
         made: dict[str, Task] = {}
-        datasets = self.preset.datasets.keys() & (sweeps.datasets or self.preset.datasets)
-        for dataset, seed, name in itertools.product(sorted(datasets), sweeps.seeds, sweeps.fields):
+        swept = sweeps.datasets or self.preset.datasets
+        datasets = [dataset for dataset in self.preset.datasets if dataset in swept]
+        for dataset, seed, name in itertools.product(datasets, sweeps.seeds, sweeps.fields):
             changes = {f"{name}-{value}": {name: value} for value in sweeps.fields[name]}
             for method in sweeps.methods.get(name, ["fedecider"]):
                 for label, change in {"base": {}, **changes}.items():
