@@ -121,6 +121,7 @@ def growth(grown: pd.DataFrame, slopes: pd.DataFrame, quantity: str = "seconds")
                 points = points.assign(y=points[quantity].clip(lower=_LEAST[quantity]))
                 sns.lineplot(
                     points, x="value", y="y", marker=mark, color=colors[what], errorbar=None,
+                    lw=1.5, ms=6, mec="none",
                     label=f"{what} (slope {slope})", ax=axes,
                 )  # fmt: skip
             axes.set_xscale("log")
@@ -129,7 +130,7 @@ def growth(grown: pd.DataFrame, slopes: pd.DataFrame, quantity: str = "seconds")
             axes.set_xticks(values, [str(value) for value in values])
             axes.xaxis.set_minor_formatter(NullFormatter())
             low, high = (max(x, _LEAST[quantity]) for x in lines[quantity].agg(["min", "max"]))
-            axes.set_ylim(low / 2, high * 8)  # room for the legend
+            axes.set_ylim(low / 2, high * 20)  # room for the legend
             axes.set_xlabel(labels.get(name, name))
             axes.set_ylabel(names[quantity])
             axes.grid()
