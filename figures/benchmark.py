@@ -40,20 +40,20 @@ def bars(table: pd.DataFrame, title: str) -> Figure:
         figure = style.canvas(7.6, 1.3 + 0.52 * len(table))
         axes = figure.add_subplot()
         colors = [_MISSED if row.ratio < row.at_least else _OURS for row in table.itertuples()]
-        places = [str(place) for place in range(len(table))]
+        rows = [str(y) for y in range(len(table))]
         sns.barplot(
-            x=list(table["ratio"]), y=places, order=places, hue=places, hue_order=places,
+            x=list(table["ratio"]), y=rows, order=rows, hue=rows, hue_order=rows,
             palette=colors, saturation=1, width=0.62, errorbar=None, legend=False, ax=axes,
         )  # fmt: skip
-        for place, row in enumerate(table.itertuples()):
+        for y, row in enumerate(table.itertuples()):
             error = [[row.ratio - row.low], [row.high - row.ratio]]
-            axes.errorbar(row.ratio, place, xerr=error, color=style.INK, capsize=3, lw=1.1)
+            axes.errorbar(row.ratio, y, xerr=error, color=style.INK, capsize=3, lw=1.1)
             if row.at_least > 1:
-                axes.plot([row.at_least] * 2, [place - 0.42, place + 0.42], color="black", lw=2)
+                axes.plot([row.at_least] * 2, [y - 0.42, y + 0.42], color="black", lw=2)
             label = f"{row.ratio:.1f}×" if row.ratio < 100 else f"{row.ratio:.0f}×"
             axes.annotate(
                 label,
-                (max(row.high, row.at_least), place),
+                (max(row.high, row.at_least), y),
                 xytext=(7, 0),
                 textcoords="offset points",
                 va="center",
@@ -121,6 +121,7 @@ def growth(grown: pd.DataFrame, slopes: pd.DataFrame, quantity: str = "seconds")
                 points = points.assign(y=points[quantity].clip(lower=_LEAST[quantity]))
                 sns.lineplot(
                     points, x="value", y="y", marker=mark, color=colors[what], errorbar=None,
+                    lw=1.5, ms=6, mec="none",
                     label=f"{what} (slope {slope})", ax=axes,
                 )  # fmt: skip
             axes.set_xscale("log")
@@ -129,7 +130,7 @@ def growth(grown: pd.DataFrame, slopes: pd.DataFrame, quantity: str = "seconds")
             axes.set_xticks(values, [str(value) for value in values])
             axes.xaxis.set_minor_formatter(NullFormatter())
             low, high = (max(x, _LEAST[quantity]) for x in lines[quantity].agg(["min", "max"]))
-            axes.set_ylim(low / 2, high * 8)  # room for the legend
+            axes.set_ylim(low / 2, high * 20)  # room for the legend
             axes.set_xlabel(labels.get(name, name))
             axes.set_ylabel(names[quantity])
             axes.grid()

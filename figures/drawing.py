@@ -156,8 +156,8 @@ def bars(
     room = 0.06 * (high - low)
     halo = [withStroke(linewidth=2.2, foreground="white")]
     for row, text in zip(rows.itertuples(), texts, strict=True):
-        place = labels.index(row.label) - (len(labels) - 1) / 2
-        x = list(domains).index(row.domain) + share * place / len(labels)
+        offset = labels.index(row.label) - (len(labels) - 1) / 2
+        x = list(domains).index(row.domain) + share * offset / len(labels)
         sides = {"ha": "center", "textcoords": "offset points", "fontsize": 7.5}
         if row.mean != row.mean:
             look = sides | {"va": "bottom", "rotation": 90, "color": style.FAINT}

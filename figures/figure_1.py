@@ -89,9 +89,9 @@ def plot(numbers: pd.DataFrame, dataset: str) -> Figure:
         turn = 90 if narrow else 0
         drawing.bars(axes, shown, domains, texts, share=_GROUP, turn=turn, lines=lines)
         axes.set_ylim(0, top * (1.24 if narrow else 1.11))
-        for place, domain in enumerate(domains):
+        for x, domain in enumerate(domains):
             if domain in lines:
-                ends = (place - _GROUP / 2 - 0.04, place + _GROUP / 2 + 0.04)
+                ends = (x - _GROUP / 2 - 0.04, x + _GROUP / 2 + 0.04)
                 axes.hlines(lines[domain], *ends, color="black", lw=1.2, ls=_DASHES)
         letters = max(int(inches / len(domains) * 12), 8)  # that fit under a group
         names = [style.wrapped(style.domain_label(domain), letters) for domain in domains]
@@ -134,8 +134,8 @@ def _setting(figure: SubFigure, domains: list[str]) -> None:
             ends = [(x + side / 2 + shift, 2.3), (x + side / 2 + shift, height - 0.82)]
             drawing.arrow(axes, *(ends if up else ends[::-1]), colors[domain] if up else style.INK)
             text, align = ("update", "right") if up else ("aggregate", "left")
-            place = (x + side / 2 + 1.25 * shift, 2.62)
-            axes.text(*place, text, ha=align, va="center", fontsize=7.5)
+            middle = (x + side / 2 + 1.25 * shift, 2.62)
+            axes.text(*middle, text, ha=align, va="center", fontsize=7.5)
     more = len(domains) - len(shown)
     said = "users and items of different domains need not overlap"
     said += f"; {more} more client{'s' * (more > 1)} not drawn" if more else ""

@@ -100,17 +100,21 @@ def plot(numbers: pd.DataFrame, dataset: str) -> Figure:
 
 
 def _curves(
-    axes: Axes, rows: pd.DataFrame, colors: dict[str, str], markers: dict[str, str], one: bool
+    axes: Axes,
+    rows: pd.DataFrame,
+    colors: dict[str, str],
+    markers: dict[str, str],
+    single_round: bool,
 ) -> None:
-    """A client's lines and bands; ``one`` round has bars, side by side, in place of bands."""
+    """A client's lines and bands; a ``single_round`` has bars, side by side, in place of bands."""
     rows = rows.assign(x=rows["round"].astype(float))
     sources = list(dict.fromkeys(rows["source"]))
     shade = 0.16 if len(sources) <= 2 else 0.06
     for k, (source, line) in enumerate(rows.groupby("source")):
         look = {"color": colors[source]}
-        x = line["round"] + (0.04 * (k - (len(sources) - 1) / 2) if one else 0)
+        x = line["round"] + (0.04 * (k - (len(sources) - 1) / 2) if single_round else 0)
         rows.loc[line.index, "x"] = x
-        if one:
+        if single_round:
             axes.vlines(x, line["low"], line["high"], lw=3, alpha=0.3, **look)
             continue
         axes.fill_between(x, line["low"], line["high"], alpha=shade, lw=0, **look)

@@ -101,7 +101,7 @@ def plot(numbers: pd.DataFrame, dataset: str, metric: str = "ndcg@10") -> Figure
             _marks(strip, main[main["bytes"] <= 0])
             _marks(axes, main[main["bytes"] > 0])
         _axis(grid[1, 1], numbers.loc[numbers["bytes"] > 0, "bytes"])  # after the panels
-        grid[1, 0].set_xlabel("moves nothing")
+        grid[1, 0].set_xlabel("moves nothing", visible=True)  # seaborn hides it without ticks
         grid[1, 1].set_xlabel("sent and received by a client in all rounds (logarithmic axis)")
         handles = []
         for field, text in CURVES.items():

@@ -54,8 +54,8 @@ def describe(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """The rows with METHOD after their column ``method``, from the frame of :func:`methods`."""
     out = rows.drop(columns=METHOD, errors="ignore")
     at = out.columns.get_loc("method") + 1
-    for place, column in enumerate(METHOD):
-        out.insert(at + place, column, list(out["method"].map(known[column])))
+    for i, column in enumerate(METHOD):
+        out.insert(at + i, column, list(out["method"].map(known[column])))
     return out
 
 

@@ -136,9 +136,9 @@ def tables(
 
 def write(made: dict[str, Table], folder: str | Path, name: str) -> list[Styler]:
     """Write :func:`tables` as ``<folder>/<name>_<its name>.*``; the tables for a notebook."""
-    for part, one in made.items():
-        write_table(one, folder, "_".join(filter(None, (name, part.replace(" ", "_")))))
-    return [to_styler(one) for one in made.values()]
+    for part, table in made.items():
+        write_table(table, folder, "_".join(filter(None, (name, part.replace(" ", "_")))))
+    return [to_styler(table) for table in made.values()]
 
 
 def best_others(numbers: pd.DataFrame, compared: pd.DataFrame) -> list[str]:

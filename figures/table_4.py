@@ -40,9 +40,9 @@ def numbers(
     known = select.methods(metrics, rounds, configs)
     names = [method, *known.index[known["family"] == select.ABLATION]]
     keys = ["dataset", "method", "seed", "run"]
-    found = pd.concat([metrics[keys], rounds[keys]])
+    runs = pd.concat([metrics[keys], rounds[keys]])
     parts = select.methods(metrics, rounds, configs, names=names)
-    blocks = [sweeps.of_methods(found, dataset, parts, block="Parts", base=method)]
+    blocks = [sweeps.of_methods(runs, dataset, parts, block="Parts", base=method)]
     blocks += [sweeps.of_field(configs, dataset, method, field) for field in fields]
     rows, columns = pd.concat(blocks, ignore_index=True), []
     of_protocol = [r for p, r in select.rankers(metrics, dataset) if p == protocol]

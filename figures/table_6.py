@@ -42,7 +42,7 @@ def numbers(
     attacked = clean[clean["auc"].notna()]
     groups = [select.MEAN, *sorted(set(clean["client"]) - {select.MEAN})]
     keys = attacked[["attack", "c"]].drop_duplicates()
-    order = keys.assign(place=keys["attack"].map(list(_KNOWN).index)).sort_values(["place", "c"])
+    order = keys.assign(rank=keys["attack"].map(list(_KNOWN).index)).sort_values(["rank", "c"])
     pairs = [*zip(order["attack"], order["c"], strict=True)]
     rows = []
     for method in methods:
@@ -147,9 +147,9 @@ def _auc(client: str, group: str) -> Column:
     return Column(f"auc {client}", "AUC", ".3f", 1, f"auc {client} sd", group)
 
 
-def _of(found: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    select.require(found, _COLUMNS, "attacks")
-    rows = found[found["dataset"] == dataset].astype(_NUMBERS)
+def _of(attacks: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    select.require(attacks, _COLUMNS, "attacks")
+    rows = attacks[attacks["dataset"] == dataset].astype(_NUMBERS)
     outside = rows[(rows["auc"] < 0) | (rows["auc"] > 1)]
     if len(outside):
         row = outside.iloc[0]

@@ -59,14 +59,14 @@ STATEMENTS = {
 }
 
 
-def numbers(found: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
+def numbers(checks: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
     """The checks of one data set, and per statement the client that deviates most ("largest").
 
-    ``found`` is the frame of ``fedecider.analysis.theory.check``, of one run or of several; its
+    ``checks`` is the frame of ``fedecider.analysis.theory.check``, of one run or of several; its
     columns are kept. Raises ValueError for a lacking column and for an unknown statement.
     """
-    select.require(found, (*_COLUMNS, "cases", "run"), "statements")
-    kept = found[found["dataset"] == dataset]
+    select.require(checks, (*_COLUMNS, "cases", "run"), "statements")
+    kept = checks[checks["dataset"] == dataset]
     unknown = sorted(set(kept["statement"]) - set(STATEMENTS))
     if unknown:
         raise ValueError(f"statement {unknown[0]!r} is unknown; known: {', '.join(STATEMENTS)}")
@@ -79,9 +79,9 @@ def numbers(found: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
         run=list(worst["statement"].map(by_statement["run"].agg(select.joined))),
     )
     both = pd.concat([kept, worst]) if len(kept) else kept
-    places = {key: place for place, key in enumerate(STATEMENTS)}
+    order = {key: i for i, key in enumerate(STATEMENTS)}
     return both.sort_values(
-        "statement", key=lambda names: names.map(places), kind="stable", ignore_index=True
+        "statement", key=lambda names: names.map(order), kind="stable", ignore_index=True
     )
 
 

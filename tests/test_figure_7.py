@@ -87,6 +87,9 @@ def test_every_method_has_its_mark_and_a_label_of_its_own(methods, seeds):
     trained = {KNOWN[m][0] for m in methods if m in ("local", "centralized")}
     assert {text.get_text() for text in low_strip.texts} == trained
     assert strip.get_ylim() == axes.get_ylim()
+    for each, label in ((low_strip.xaxis, "moves nothing"), (strip.yaxis, "NDCG@10 (%)")):
+        assert label in each.get_label_text() and each.label.get_visible()
+    assert "nats per token" in low_strip.get_ylabel() and low_strip.yaxis.label.get_visible()
     spread = "mean and sd over 3 seeds" if len(seeds) > 1 else "one seed"
     assert any(spread in text for text in texts(figure))
     assert any("all raw data" in text for text in texts(figure)) == ("centralized" in methods)
