@@ -1,9 +1,9 @@
 """The peer: what a user would write with stock tools, in its best honest setting.
 
-Training: transformers' Trainer over a PEFT model, one prompt-target pair an example, batches padded
-to their longest (grouped by length), frozen weights in the same precision, logits at every position
-as the model's own loss needs them. Ranking: one full forward a candidate, batched and sorted by
-length. Server: every update formed densely and compared as one matmul.
+Training: transformers' Trainer over a PEFT model, one prompt-target pair per example, batches
+padded to their longest (grouped by length), frozen weights in the same precision, logits at every
+position as the model's own loss needs them. Ranking: one full forward per candidate, batched and
+sorted by length. Server: every update formed densely and compared as one matmul.
 """
 
 import copy
@@ -17,8 +17,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from fedecider.backbone import Backbone
 from fedecider.direction import LowRank
+from fedecider.engine.backbone import Backbone
 
 
 def model(backbone: Backbone, rank: int, lora_alpha: float, top_layers: int | None, seed: int):
@@ -92,14 +92,14 @@ def best_batch(adapted, tokenizer, pairs, sizes: Sequence[int] = (1, 2, 4, 8)) -
 def scores(adapted, prompt: list[int], candidates: Sequence[list[int]], pad: int, batch: int):
     """Mean log p of every candidate (its end included) given the prompt, float64 (candidates,)."""
     adapted.eval()
-    found = np.empty(len(candidates))
+    means = np.empty(len(candidates))
     order = sorted(range(len(candidates)), key=lambda index: len(candidates[index]))
     for at in range(0, len(order), batch):
-        some = order[at : at + batch]
-        width = len(prompt) + max(len(candidates[index]) for index in some)
-        ids = torch.full((len(some), width), pad)
-        mask = torch.zeros(len(some), width, dtype=torch.long)
-        for row, index in enumerate(some):
+        indices = order[at : at + batch]
+        width = len(prompt) + max(len(candidates[index]) for index in indices)
+        ids = torch.full((len(indices), width), pad)
+        mask = torch.zeros(len(indices), width, dtype=torch.long)
+        for row, index in enumerate(indices):
             whole = prompt + candidates[index]
             ids[row, : len(whole)] = torch.tensor(whole)
             mask[row, : len(whole)] = 1
@@ -108,14 +108,14 @@ def scores(adapted, prompt: list[int], candidates: Sequence[list[int]], pad: int
         logs = logits[:, len(prompt) - 1 : -1].float().log_softmax(-1)
         logs = logs.gather(-1, ids[:, len(prompt) :, None])[..., 0]
         real = mask[:, len(prompt) :]
-        found[some] = ((logs * real).sum(-1) / real.sum(-1)).double().cpu().numpy()
-    return found
+        means[indices] = ((logs * real).sum(-1) / real.sum(-1)).double().cpu().numpy()
+    return means
 
 
 def dense_products(updates: Sequence[dict[str, LowRank]], names: Sequence[str]) -> dict:
     """Inner products (n, n) of the clients' updates of the named layers, formed densely."""
-    found = {}
+    products = {}
     for name in names:
-        flat = torch.stack([(one[name].B @ one[name].A).flatten() for one in updates])
-        found[name] = flat @ flat.T
-    return found
+        flat = torch.stack([(update[name].B @ update[name].A).flatten() for update in updates])
+        products[name] = flat @ flat.T
+    return products

@@ -15,7 +15,7 @@ def alternate(part: str, jobs: Mapping[str, Job], repeats: int) -> pd.DataFrame:
     """Run every job once to warm up, then all in turn `repeats` times.
 
     A job is a context that sets up and gives the function to time, which returns how many units it
-    did. Columns: part, variant, run, units, seconds, rate (units a second).
+    did. Columns: part, variant, run, units, seconds, rate (units per second).
     """
     rows = []
     with tqdm(total=(repeats + 1) * len(jobs), desc=part, leave=False) as bar:
@@ -33,13 +33,13 @@ def alternate(part: str, jobs: Mapping[str, Job], repeats: int) -> pd.DataFrame:
 
 
 def ratios(times: pd.DataFrame, ours: str, peer: str) -> pd.Series:
-    """Rate of one variant over that of another, run by run."""
+    """Rate of one variant over that of another, one value per run."""
     rates = times.pivot(index="run", columns="variant", values="rate")
     return rates[ours] / rates[peer]
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
-    """Floating-point operations a second of a large matmul in this process: the machine's limit."""
+    """Floating-point operations per second of a large matmul: the limit of this machine."""
     left = torch.randn(2048, 576, device=device).to(dtype)
     right = torch.randn(1536, 576, device=device).to(dtype)
     best = 0.0

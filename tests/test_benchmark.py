@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from notebooks.bench import __main__ as command
-from notebooks.bench import parts, peer, timing
 
 import data_prep
 from fedecider.gram import gram
 from figures import benchmark
+from notebooks.benchmark import __main__ as command
+from notebooks.benchmark import child, growth, peer, ranking, server, timing, training
+from notebooks.benchmark.bench import load
 
 
 @pytest.fixture(scope="module")
@@ -29,36 +30,36 @@ def bench(tmp_path_factory):
             planted_history=8,
             negatives=9,
         )
-        yield parts.load(folder / "data", "children", "tiny", 5, dtype="float32")
+        yield load(folder / "data", "children", "tiny", 5, dtype="float32")
 
 
 def test_the_peer_trains_on_the_same_targets(bench):
     with bench.adapter(None) as adapter:
-        examples = parts._client(bench, adapter).data.training.examples
+        examples = bench.client(adapter).data.training.examples
     ours = [
         example.ids[: target + 1]
         for example in examples
         for target in example.targets
-        if example.ids[target] == bench.form.end
+        if example.ids[target] == bench.template.end
     ]
-    pairs = [prompt + target for prompt, target in parts._pairs(bench)]
+    pairs = [prompt + target for prompt, target in training.pairs(bench)]
     assert sorted(pairs) == sorted(ours) and len(pairs) > 10
 
 
-def test_stored_and_recomputed_trunk_give_the_same_losses(bench):
-    assert parts.losses(bench, 1) <= 1e-5
+def test_stored_and_recomputed_states_give_the_same_losses(bench):
+    assert training.loss_difference(bench, 1) <= 1e-5
 
 
 def test_peer_and_tree_rank_alike(bench):
-    found = parts.agreement(bench, 3, 1)
-    assert found["same ranks"] == 1.0 and found["largest score difference"] < 1e-4
+    agreement = ranking.agreement(bench, 3, 1)
+    assert agreement["same ranks"] == 1.0 and agreement["largest score difference"] < 1e-4
 
 
 def test_the_dense_server_computes_the_same():
     shapes = {"00.q_proj": (30, 20), "01.q_proj": (30, 20), "00.v_proj": (10, 20)}
     sent = [
-        {name: pair.to(torch.float64) for name, pair in one.items()}
-        for one in parts.uploads(shapes, 3, 4)
+        {name: pair.to(torch.float64) for name, pair in factors.items()}
+        for factors in server.uploads(shapes, 3, 4)
     ]
     dense, factored = peer.dense_products(sent, list(shapes)), gram(sent)
     for name in shapes:
@@ -66,12 +67,12 @@ def test_the_dense_server_computes_the_same():
 
 
 def test_coarser_payloads_are_measured(bench):
-    found = parts.payloads(bench, 1, ranks=(1,)).set_index("payload")
-    assert found.loc["direction, float32", "error"] == 0
-    assert found.loc["direction, int8", "error"] < 0.03
-    assert found.loc["direction, float32, top 1", "error"] > 0.05
-    assert found["of_fedavg"].iloc[0] == 1 and found["loss_change"].iloc[1] == 0
-    assert found.loc["direction, int8, top 1", "bytes"] < found["bytes"].iloc[0] / 4
+    payloads = server.payloads(bench, 1, ranks=(1,)).set_index("payload")
+    assert payloads.loc["direction, float32", "error"] == 0
+    assert payloads.loc["direction, int8", "error"] < 0.03
+    assert payloads.loc["direction, float32, top 1", "error"] > 0.05
+    assert payloads["of_fedavg"].iloc[0] == 1 and payloads["loss_change"].iloc[1] == 0
+    assert payloads.loc["direction, int8, top 1", "bytes"] < payloads["bytes"].iloc[0] / 4
 
 
 def test_jobs_run_in_turn_and_set_up_is_not_timed():
@@ -88,10 +89,10 @@ def test_jobs_run_in_turn_and_set_up_is_not_timed():
 
         return Context
 
-    found = timing.alternate("part", {"a": job("a"), "b": job("b")}, 2)
+    times = timing.alternate("part", {"a": job("a"), "b": job("b")}, 2)
     assert order[:4] == ["set up a", "a", "set up b", "b"] and len(order) == 12
-    assert found["variant"].tolist() == ["a", "b", "a", "b"] and (found["units"] == 2).all()
-    assert np.allclose(found["rate"], 2 / found["seconds"])
+    assert times["variant"].tolist() == ["a", "b", "a", "b"] and (times["units"] == 2).all()
+    assert np.allclose(times["rate"], 2 / times["seconds"])
     rates = pd.DataFrame(
         {"run": [1, 1, 2, 2], "variant": ["a", "b"] * 2, "rate": [4.0, 2.0, 9.0, 3.0]}
     )
@@ -103,21 +104,41 @@ def test_slopes_of_known_growth():
     grown = pd.DataFrame(
         {"axis": "rank", "value": values, "what": "x", "seconds": 3.0 * values**2, "mib": 5.0}
     )
-    found = benchmark.slopes(grown).iloc[0]
-    assert found["slope_seconds"] == pytest.approx(2) and abs(found["slope_mib"]) < 1e-9
+    slopes = benchmark.slopes(grown).iloc[0]
+    assert slopes["slope_seconds"] == pytest.approx(2) and abs(slopes["slope_mib"]) < 1e-9
+
+
+@pytest.mark.parametrize(("axis", "value"), [("clients", 2), ("rank", 2), ("history", 3)])
+def test_an_epoch_is_measured_along_each_axis(bench, axis, value):
+    source = map(str, bench.source)
+    epoch = child.PARTS[f"growth-{axis}"](value, *source)["training epoch"]
+    assert epoch["seconds"] > 0 and epoch["mib"] >= 0
+
+
+def test_a_search_is_measured_in_a_catalogue_of_random_titles(bench):
+    measured = child.growth_catalogue(40, *map(str, bench.source))
+    assert set(measured) == {"title embeddings", "grounding, distances", "trie, search"}
+    assert all(work["seconds"] > 0 for work in measured.values())
+
+
+def test_peak_memory_is_the_largest_of_all_runs(monkeypatch):
+    peaks = iter([300.0, 700.0, 400.0])
+    monkeypatch.setattr(child, "reset_peak", lambda: 100.0)
+    monkeypatch.setattr(child, "peak_memory", lambda: next(peaks))
+    assert child._timed(lambda: None)["mib"] == 600
 
 
 def test_a_failing_measurement_is_named():
     with pytest.raises(RuntimeError, match="the measurement clients 1 .* failed: .*nowhere"):
-        parts.child("clients", 1, "nowhere", "children", "tiny")
+        growth.in_child("clients", 1, "nowhere", "children", "tiny")
 
 
 def test_the_command_writes_table_and_figures(bench, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEDECIDER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     small = [
-        f"data={bench.config.data}",
-        "backbone=tiny",
+        f"data={bench.config.data.prepared}",
+        "model=tiny",
         "users=5",
         "lists=2",
         "peer_pairs=3",
