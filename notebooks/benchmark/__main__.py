@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import yaml
+
 from notebooks.workflow.__main__ import ROOT, use_absolute_cache
 from notebooks.workflow.execute import bring_up_to_date
 from notebooks.workflow.pipeline import Task, WorkflowError
