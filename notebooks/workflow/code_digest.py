@@ -60,6 +60,8 @@ class _Closure:
         self.seen: set[tuple] = set()
 
     def add(self, module: str, path: Path) -> None:
+        if path in self.whole:
+            return
         self.whole.add(path)
         package = module if path.stem == "__init__" else module.rpartition(".")[0]
         self.follow(path.read_text(), package)
