@@ -106,7 +106,7 @@ def _imports(source: str) -> tuple[tuple[str, str | None], ...]:
         if isinstance(node, ast.Import):
             pairs += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            pairs += [("." * node.level + (node.module or ""), one.name) for one in node.names]
+            pairs += [("." * node.level + (node.module or ""), alias.name) for alias in node.names]
     return tuple(pairs)
 
 
