@@ -292,7 +292,8 @@ def test_a_third_data_set_goes_all_the_way_under_its_own_name(tmp_path, monkeypa
         assert (results / "data/library" / domain / "meta.json").is_file()
     assert (results / "runs/library/fedecider-seed0/result.json").is_file()
     for ending in ("csv", "md", "tex"):
-        text = (results / f"tables/table_2_library_sampled.{ending}").read_text()
+        [path] = (results / "tables").glob(f"table_2_library*sampled*.{ending}")
+        text = path.read_text()
         assert re.search("library", text, re.IGNORECASE) and "oodreads" not in text
     figures = {path.stem for path in (results / "figures").glob("*.png")}
     assert figures == {

@@ -1,24 +1,24 @@
 """Runs benchmark.ipynb by papermill and says where its table and figures are.
 
-    python -m notebooks.bench --results results/bench
+    python -m notebooks.benchmark --results results/bench
 
 `make bench` calls this file. A benchmark is never up to date: it is measured anew every time.
 """
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 
 import yaml
-from notebooks.reproduce import ROOT, bring_up_to_date
-from notebooks.stages import Stage, StageError
+
+from notebooks.workflow.__main__ import ROOT, use_absolute_cache
+from notebooks.workflow.execute import bring_up_to_date
+from notebooks.workflow.pipeline import Task, WorkflowError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m notebooks.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m notebooks.benchmark", description=__doc__)
     parser.add_argument("--results", default="results/bench", help="folder of the results")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of the notebook"
@@ -27,18 +27,18 @@ def main(arguments: list[str] | None = None) -> int:
     results = Path(chosen.results).absolute()
     pairs = (entry.partition("=") for entry in chosen.set)
     parameters = {name: yaml.safe_load(value) for name, _, value in pairs}
-    stage = Stage(
+    task = Task(
         name="benchmark",
-        notebook="benchmark",
+        entry="notebooks/benchmark.ipynb",
         parameters=parameters,
-        unkeyed={"results": str(results)},
+        where={"results": str(results)},
         outputs=("tables/benchmark*", "figures/benchmark*"),
         seconds=600,
     )
-    shutil.rmtree(results / "stages", ignore_errors=True)
+    (results / ".doit.db").unlink(missing_ok=True)
     try:
-        bring_up_to_date([stage], results, ROOT)
-    except StageError as error:
+        bring_up_to_date([task], results, ROOT)
+    except WorkflowError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -49,7 +49,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os.environ["FEDECIDER_CACHE"] = os.path.abspath(
-        os.environ.get("FEDECIDER_CACHE") or ROOT / ".cache"
-    )
+    use_absolute_cache()
     sys.exit(main())

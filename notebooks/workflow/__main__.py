@@ -43,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _run(given: argparse.Namespace) -> int:
-    name = Path(given.preset).stem
-    results = Path(given.results or ROOT / "results" / name).absolute()
-    folders = {"goodreads": given.goodreads, "amazon": given.amazon}
-    preset = presets.load(given.preset, ROOT)
-    preset = presets.complete(preset, name, ROOT, folders, given.model, given.datasets)
+def _run(options: argparse.Namespace) -> int:
+    name = Path(options.preset).stem
+    results = Path(options.results or ROOT / "results" / name).absolute()
+    folders = {"goodreads": options.goodreads, "amazon": options.amazon}
+    preset = presets.load(options.preset, ROOT)
+    preset = presets.complete(preset, name, ROOT, folders, options.model, options.datasets)
     todo = tasks(preset, results, ROOT)
     todo.append(report.task(name, preset, todo))
     ran, seconds = bring_up_to_date(todo, results, ROOT)

@@ -60,6 +60,8 @@ class _Closure:
         self.seen: set[tuple] = set()
 
     def add(self, module: str, path: Path) -> None:
+        if path in self.whole:
+            return
         self.whole.add(path)
         package = module if path.stem == "__init__" else module.rpartition(".")[0]
         self.follow(path.read_text(), package)
@@ -104,7 +106,7 @@ def _imports(source: str) -> tuple[tuple[str, str | None], ...]:
         if isinstance(node, ast.Import):
             pairs += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            pairs += [("." * node.level + (node.module or ""), one.name) for one in node.names]
+            pairs += [("." * node.level + (node.module or ""), alias.name) for alias in node.names]
     return tuple(pairs)
 
 

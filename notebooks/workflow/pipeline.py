@@ -76,7 +76,9 @@ class Pipeline:
     def __init__(self, tasks: list[Task], root: Path, execute: Callable[[Task], None]):
         self.tasks, self.root, self.execute = {task.name: task for task in tasks}, root, execute
         self.keys: dict[str, dict[str, dict[str, str]]] = {}
-        self.control = TaskControl([one for task in tasks for one in self._doit_tasks(task)])
+        self.control = TaskControl(
+            [doit_task for task in tasks for doit_task in self._doit_tasks(task)]
+        )
         self.control.process(None)
 
     @contextlib.contextmanager

@@ -105,23 +105,23 @@ def complete(
         refuse_unknown(dataset, preset.datasets, f"preset {name} has no data set")
     datasets = {}
     for dataset in only or preset.datasets:
-        entry, given = preset.datasets[dataset], folders.get(dataset)
+        entry, folder = preset.datasets[dataset], folders.get(dataset)
         variable = f"{dataset.upper()}=" if dataset in folders else ""
         if entry.kind != "planted":
-            if not given and not entry.source:
+            if not folder and not entry.source:
                 needed = f"needs {variable}<folder with the published {dataset} dumps>"
                 absent = f"names no source, the folder of {dataset}'s files"
                 raise WorkflowError(f"preset {name} {needed if variable else absent}")
-            path = Path(given).expanduser() if given else root / Path(entry.source).expanduser()
+            path = Path(folder).expanduser() if folder else root / Path(entry.source).expanduser()
             if not path.is_dir():
                 raise WorkflowError(
                     f"preset {name} reads {dataset} from {path.absolute()}, but there is no such "
                     f"folder{f'; name another with {variable}<folder>' if variable else ''}"
                 )
             entry = entry.model_copy(update={"source": os.path.abspath(path)})
-        elif given:
+        elif folder:
             raise WorkflowError(
-                f"preset {name} makes its own {dataset} data and cannot use {variable}{given}; "
+                f"preset {name} makes its own {dataset} data and cannot use {variable}{folder}; "
                 "PRESET=paper reads published dumps"
             )
         datasets[dataset] = entry
@@ -146,9 +146,9 @@ def first(error: ValidationError) -> str:
     """One complaint of pydantic as a sentence; an unknown name before what follows from it."""
     entry = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     parts = entry["loc"][entry["loc"][:1] in {(group,) for group in RunConfig.GROUPS} :]
-    place = ".".join(map(str, parts)) or "the settings"
+    name = ".".join(map(str, parts)) or "the settings"
     if entry["type"] == "extra_forbidden":
-        return f"unknown name {place!r}"
+        return f"unknown name {name!r}"
     if entry["type"] == "missing":
-        return f"{place!r} is missing"
-    return f"{place}: {entry['msg']}, not {entry['input']!r}"
+        return f"{name!r} is missing"
+    return f"{name}: {entry['msg']}, not {entry['input']!r}"

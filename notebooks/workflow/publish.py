@@ -45,9 +45,13 @@ def draw(name: str, results: Path, gallery: Path) -> int:
     drawn = 0
     for folder in (published, results):
         pictures = [task for task in tasks(preset, folder, ROOT) if task.in_report]
-        models = [task for task in pictures if any("adapters" in one for one in task.inputs)]
+        models = [
+            task for task in pictures if any("adapters" in pattern for pattern in task.inputs)
+        ]
         if folder == results:
-            todo = [task for task in models if all(any(folder.glob(one)) for one in task.inputs)]
+            todo = [
+                task for task in models if all(any(folder.glob(pattern)) for pattern in task.inputs)
+            ]
         else:
             packs = (_of_pack(task, folder, packed) for task in pictures if task not in models)
             todo = [task for task in packs if task]
@@ -63,9 +67,9 @@ def draw(name: str, results: Path, gallery: Path) -> int:
 
 def _of_pack(task: Task, folder: Path, packed: set[str]) -> Task | None:
     """The picture with the pack for its runs; None if there are none of them, or no data."""
-    kinds = {one.removesuffix("/*/*") for one in task.inputs if one[:4] != "data"}
-    data = [one for one in task.inputs if one[:4] == "data"]
-    if kinds and not kinds & packed or not all(any(folder.glob(one)) for one in data):
+    kinds = {pattern.removesuffix("/*/*") for pattern in task.inputs if pattern[:4] != "data"}
+    data = [pattern for pattern in task.inputs if pattern[:4] == "data"]
+    if kinds and not kinds & packed or not all(any(folder.glob(pattern)) for pattern in data):
         return None
     return replace(task, inputs=(*data, "*.parquet"))
 
@@ -94,13 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", help="folder of the results (default: results/<preset>)")
     parser.add_argument("--gallery", help="folder (default: figures/gallery/<preset>)")
     parser.add_argument("--draw", action="store_true", help="pack nothing, only draw")
-    given = parser.parse_args(arguments)
-    results = Path(given.results or ROOT / "results" / given.preset).absolute()
-    gallery = Path(given.gallery or ROOT / "figures" / "gallery" / given.preset).absolute()
+    options = parser.parse_args(arguments)
+    results = Path(options.results or ROOT / "results" / options.preset).absolute()
+    gallery = Path(options.gallery or ROOT / "figures" / "gallery" / options.preset).absolute()
     try:
-        if not given.draw:
+        if not options.draw:
             read.pack(results, gallery)
-        drawn = draw(given.preset, results, gallery)
+        drawn = draw(options.preset, results, gallery)
         summarise(gallery, ROOT / "README.md" if gallery.name == "sample" else None)
     except (WorkflowError, ValueError) as error:  # ValueError: runs that do not fit the pack
         print(f"error: {error}", file=sys.stderr)

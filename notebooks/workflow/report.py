@@ -31,16 +31,16 @@ _PAGE = """<!DOCTYPE html>
 
 def task(name: str, preset: Preset, tasks: list[Task]) -> Task:
     """The last task of a preset: stale when a figure, a table or the preset changed."""
-    drawn = [one for one in tasks if one.in_report]
+    drawn = [task for task in tasks if task.in_report]
 
     def write(record_of: Callable[[str], dict]) -> None:
-        sections = [_section(one, record_of(one.name).get("outputs", {})) for one in drawn]
-        titles = {one.name: title for one, (title, _) in zip(drawn, sections, strict=True)}
+        sections = [_section(task, record_of(task.name).get("outputs", {})) for task in drawn]
+        titles = {task.name: title for task, (title, _) in zip(drawn, sections, strict=True)}
         titles["run"] = "What was run, and how"
         contents = "\n".join(f"- [{title}](#{anchor})" for anchor, title in titles.items())
         title = f"FeDecider: results of preset {name}"
         head = new_markdown_cell(f"# {title}\n\n{preset.about}\n\n{contents}")
-        seconds = {one.name: record_of(one.name).get("seconds", 0.0) for one in tasks}
+        seconds = {task.name: record_of(task.name).get("seconds", 0.0) for task in tasks}
         how = new_markdown_cell(_how(preset, seconds))
         cells = [head, *(cell for _, section in sections for cell in section), how]
         exporter = HTMLExporter(
@@ -60,9 +60,9 @@ def task(name: str, preset: Preset, tasks: list[Task]) -> Task:
         entry="notebooks/workflow/report.py",
         call=write,
         parameters={"name": name, "preset": _described(preset)},
-        inputs=tuple(f"notebooks/{one.name}.ipynb" for one in drawn),
+        inputs=tuple(f"notebooks/{task.name}.ipynb" for task in drawn),
         outputs=("report.html",),
-        needs=tuple(one.name for one in drawn),
+        needs=tuple(task.name for task in drawn),
         packages=("fedecider", "figures", "notebooks"),
         seconds=3,
     )

@@ -74,9 +74,11 @@ def tasks(preset: Preset, results: Path, root: Path) -> list[Task]:
     # Seed by seed over all data sets: what there is after an hour is one seed of everything.
     runs = [run for seed in preset.seeds for run in plan.runs(seed)]
     searches, sweeps = list(plan.searches()), list(plan.sweeps())
-    main = [task for one in plan.pictures if one.serves for task in plan.drawn(one, runs)]
-    others = [one for one in plan.pictures if not one.serves]
-    drawn = [task for one in others for task in plan.drawn(one, [*runs, *sweeps])]
+    main = [
+        task for picture in plan.pictures if picture.serves for task in plan.drawn(picture, runs)
+    ]
+    others = [picture for picture in plan.pictures if not picture.serves]
+    drawn = [task for picture in others for task in plan.drawn(picture, [*runs, *sweeps])]
     # The main tables before the sweeps: whoever waits sees them first.
     return [*prepared, *searches, *runs, *main, *sweeps, *drawn]
 
@@ -97,7 +99,7 @@ class _Plan:
         methods = [preset.methods, *(entry.methods or () for entry in entries)]
         methods.append(preset.search.tries if preset.search else ())
         methods += preset.sweeps.methods.values() if preset.sweeps else ()
-        shown = itertools.chain(*(one.shown or () for one in (preset, *entries)))
+        shown = itertools.chain(*(source.shown or () for source in (preset, *entries)))
         for complaint, names, known in (
             ("kind: no format", [entry.kind for entry in entries], data_prep.FORMATS),
             ("no method", itertools.chain(*methods), METHODS),
@@ -236,11 +238,11 @@ class _Plan:
         """Whether the preset, or the data set's own list, names it; a main table is not named."""
         entry = self.preset.datasets[dataset]
         if picture.serves:
-            served = {one.serves for one in self.pictures}
+            served = {picture.serves for picture in self.pictures}
             names = (name for name in (dataset, entry.kind, "goodreads") if name in served)
             return picture.serves == next(names, None)
         shown = self.preset.shown if entry.shown is None else entry.shown
-        return shown is None or any(f"{picture.notebook}_".startswith(f"{one}_") for one in shown)
+        return shown is None or any(f"{picture.notebook}_".startswith(f"{name}_") for name in shown)
 
     def draw(
         self, picture: Picture, datasets: list[str], variant: dict[str, str], runs: list[Task]
@@ -255,9 +257,9 @@ class _Plan:
         if picture.serves:
             name = f"{picture.notebook.removesuffix(picture.serves)}{dataset}"
         stem = f"{'tables' if name.startswith('table') else 'figures'}/{name}"
-        longer = [one for one in self.preset.datasets if one.startswith(f"{dataset}_")]
+        longer = [other for other in self.preset.datasets if other.startswith(f"{dataset}_")]
         read = [run for run in runs if "sweeps" in picture.reads or "run" not in run.parameters]
-        needs = [f"01_prepare-{one}" for one in datasets]
+        needs = [f"01_prepare-{dataset}" for dataset in datasets]
         needs += [run.name for run in read if run.parameters["dataset"] in datasets]
         return Task(
             name=name,
@@ -265,10 +267,12 @@ class _Plan:
             parameters=parameters,
             where=self.where,
             # All finished runs are shown, also those that a user added by hand.
-            inputs=tuple(_READ[kind].format(one) for kind in picture.reads for one in datasets),
+            inputs=tuple(
+                _READ[kind].format(dataset) for kind in picture.reads for dataset in datasets
+            ),
             sources=self.model_folder() if picture.model else (),
             outputs=(f"notebooks/{name}.ipynb", f"{stem}*.*"),
-            not_outputs=tuple(f"{stem}{one.removeprefix(dataset)}*" for one in longer),
+            not_outputs=tuple(f"{stem}{other.removeprefix(dataset)}*" for other in longer),
             needs=tuple(needs),
             in_report=True,
             seconds=picture.seconds,
