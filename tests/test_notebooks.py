@@ -112,7 +112,7 @@ def tiny(tmp_path_factory) -> SimpleNamespace:
 def test_every_notebook_runs(tiny):
     assert tiny.ran == len(tiny.todo)
     run = {notebook(task) for task in tiny.todo} - {None}
-    assert run == {path.stem for path in NOTEBOOKS} - {"benchmark"}  # see test_bench.py
+    assert run == {path.stem for path in NOTEBOOKS} - {"benchmark"}  # see test_benchmark.py
     pipeline = Pipeline(tiny.todo, ROOT, print)
     with pipeline.open(tiny.results):
         for task in tiny.todo:

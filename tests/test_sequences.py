@@ -1,10 +1,10 @@
 """Forms of the prompt and their targets."""
 
 import pytest
+from fedecider.sequences import HistoryForm, InstructionForm, TrainingSet
 
 from fedecider.engine.backbone import load
 from fedecider.engine.packing import PackedBatch
-from fedecider.sequences import HistoryForm, InstructionForm, TrainingSet
 
 
 @pytest.fixture(scope="module")

@@ -23,14 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of the notebook"
     )
-    chosen = parser.parse_args(arguments)
-    results = Path(chosen.results).absolute()
-    pairs = (entry.partition("=") for entry in chosen.set)
-    parameters = {name: yaml.safe_load(value) for name, _, value in pairs}
+    given = parser.parse_args(arguments)
+    results = Path(given.results).absolute()
+    pairs = (entry.partition("=") for entry in given.set)
     task = Task(
         name="benchmark",
         entry="notebooks/benchmark.ipynb",
-        parameters=parameters,
+        parameters={name: yaml.safe_load(value) for name, _, value in pairs},
         where={"results": str(results)},
         outputs=("tables/benchmark*", "figures/benchmark*"),
         seconds=600,
