@@ -1,22 +1,26 @@
 """Raw dumps in, prepared domains out. See README.md beside this file for every format.
 
 Public: prepare and what it is given and raises (Settings, FormatError, EmptyDomainError),
-write_dumps for the generated raw files, rejections and examples to look at the outcome.
+FORMATS with the reader per kind, write_dumps for the generated raw files, rejections and examples
+to look at the outcome.
 """
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from . import amazon, goodreads, plain, planted
+from . import planted
 from .domains import EmptyDomainError, prepare_domain
+from .formats import FORMATS
 from .planted import write_dumps
 from .reading import FormatError
 from .settings import Settings
 
 __all__ = [
+    "FORMATS",
     "EmptyDomainError",
     "FormatError",
     "Settings",
@@ -26,27 +30,27 @@ __all__ = [
     "write_dumps",
 ]
 
-_READERS = {"goodreads": goodreads, "amazon": amazon, "plain": plain}
 
+def prepare(dataset: str, source: str | Path, out: str | Path, **settings: Any) -> pd.DataFrame:
+    """Prepare every domain of a data set into out/<domain>/; return one row per domain.
 
-def prepare(dataset: str, source: str | Path, out: str | Path, **settings) -> pd.DataFrame:
-    """Prepare every domain of a data set into out/<domain>/ and return a row a domain.
-
-    dataset: the data set's name; "goodreads" and "amazon" also name their reader.
+    dataset: the data set's name; where it is a kind in FORMATS it also names its reader.
     source: the folder of raw files; for kind "planted" the dumps folder, generated if absent.
     settings: fields of Settings; `kind` defaults to the data set's name, else "plain".
 
-    Writes interactions, items, splits, candidates (Parquet) and meta.json a domain; for planted
+    Writes interactions, items, splits, candidates (Parquet) and meta.json per domain; for planted
     data also out/affinity.json. Returns dataset, domain, users, items, interactions, density,
     median_history, filter_rounds, duplicates, rejected_interactions, rejected_items.
     Raises FileNotFoundError (no such file, no such domain), FormatError (a file of another
     format), EmptyDomainError (nothing left) and pydantic's ValidationError (bad settings).
     """
-    settings.setdefault("kind", dataset if dataset in _READERS else "plain")
+    # "planted" is no data set's name: its dumps are named as the published ones.
+    published = dataset in FORMATS and dataset != planted.KIND
+    settings.setdefault("kind", dataset if published else "plain")
     config = Settings(**settings)
     source, out = Path(source), Path(out)
-    kind = config.kind
-    if kind == "planted":
+    folder = source
+    if config.kind == planted.KIND:
         if dataset not in planted.DATASETS:
             raise ValueError(
                 f"dataset {dataset!r}: planted dumps exist for {', '.join(planted.DATASETS)}"
@@ -58,28 +62,25 @@ def prepare(dataset: str, source: str | Path, out: str | Path, **settings) -> pd
             items=config.planted_items,
             history=config.planted_history,
         )
-        kind, folder = dataset, source / dataset
-    else:
-        folder = source
+        folder = source / dataset
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder with the raw files of {dataset}")
-    found = _READERS[kind].find(folder)
-    absent = [name for name in config.domains or [] if name not in found]
+    reader = FORMATS[config.kind]
+    files = reader.find(folder)
+    absent = [name for name in config.domains or [] if name not in files]
     if absent:
         raise FileNotFoundError(
-            f"{folder}: no domain {', '.join(absent)}; found {', '.join(found)}"
+            f"{folder}: no domain {', '.join(absent)}; found {', '.join(files)}"
         )
     out.mkdir(parents=True, exist_ok=True)
-    names = list(found) if config.domains is None else config.domains
-    metas = [
-        prepare_domain(dataset, name, _READERS[kind], found[name], out, config) for name in names
-    ]
-    _affinity(dataset, source if config.kind == "planted" else None, names, out)
+    names = list(files) if config.domains is None else config.domains
+    metas = [prepare_domain(dataset, name, reader, files[name], out, config) for name in names]
+    _affinity(dataset, source if config.kind == planted.KIND else None, names, out)
     return summary(metas)
 
 
 def summary(metas: list[dict]) -> pd.DataFrame:
-    """The counts of several meta.json, a row a domain."""
+    """The counts of several meta.json, one row per domain."""
     return pd.DataFrame(
         [
             {
@@ -115,10 +116,10 @@ def examples(domain: str | Path, users: int = 2, titles: int = 8) -> pd.DataFram
     """The last titles of a prepared domain's first users, oldest first: user, history."""
     domain = Path(domain)
     rows = pd.read_parquet(domain / "interactions.parquet", columns=["user_id", "item_id"])
-    chosen = rows[rows.user_id.isin(rows.user_id.drop_duplicates().head(users))]
-    names = pd.read_parquet(domain / "items.parquet").set_index("item_id").title
-    shown = chosen.assign(title=chosen.item_id.map(names)).groupby("user_id").tail(titles)
-    return shown.groupby("user_id").title.agg("; ".join).rename("history").reset_index()
+    rows = rows[rows.user_id.isin(rows.user_id.drop_duplicates().head(users))]
+    title_of = pd.read_parquet(domain / "items.parquet").set_index("item_id").title
+    last = rows.assign(title=rows.item_id.map(title_of)).groupby("user_id").tail(titles)
+    return last.groupby("user_id").title.agg("; ".join).rename("history").reset_index()
 
 
 def _affinity(dataset: str, dumps: Path | None, names: list[str], out: Path) -> None:
@@ -128,8 +129,8 @@ def _affinity(dataset: str, dumps: Path | None, names: list[str], out: Path) -> 
         path.unlink(missing_ok=True)
         return
     truth = json.loads((dumps / "planted.json").read_text(encoding="utf-8"))["datasets"][dataset]
-    rows = [truth["domains"].index(name) for name in names]
-    affinity = [[truth["affinity"][i][j] for j in rows] for i in rows]
+    indices = [truth["domains"].index(name) for name in names]
+    affinity = [[truth["affinity"][i][j] for j in indices] for i in indices]
     partial = out / ".affinity.partial"
     partial.write_text(
         json.dumps({"domains": list(names), "affinity": affinity}, indent=2) + "\n",

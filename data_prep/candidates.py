@@ -19,7 +19,7 @@ def draw(seen: np.ndarray, items: int, count: int, generator: np.random.Generato
 
 
 def user_lists(
-    histories: Iterator[tuple[np.ndarray, np.ndarray]], items: int, count: int, seed: int
+    histories: Iterator[tuple[int, np.ndarray]], items: int, count: int, seed: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """For each user (number, history in order): (number, history, valid list, test list).
 

@@ -13,16 +13,18 @@ from tqdm import tqdm
 from .export import EmptyDomainError, write_domain
 from .reading import FormatError
 from .settings import Settings
-from .store import Store
+from .store import Files, RawFormat, Store
 
 FORMAT_VERSION = 1
 
 
-def prepare_domain(dataset: str, domain: str, reader, files, out: Path, settings: Settings) -> dict:
+def prepare_domain(
+    dataset: str, domain: str, reader: RawFormat, files: Files, out: Path, settings: Settings
+) -> dict:
     """Write out/<domain>/ from one domain's raw files and return its meta.json as a dict.
 
-    reader: a module with load(store, files, settings). The folder is built beside its place and
-    renamed at the end, so a stopped preparation leaves the earlier one as it was.
+    files: the domain's interactions and items, as the reader finds them. The folder is built under
+    a hidden name and renamed at the end, so a stopped preparation leaves the earlier one as it was.
     Raises FormatError for a file of another format, EmptyDomainError if the filter leaves nothing
     or fewer items than a candidate list needs, FileNotFoundError for a missing file.
     """
@@ -65,12 +67,12 @@ def prepare_domain(dataset: str, domain: str, reader, files, out: Path, settings
     return meta
 
 
-def _join(store: Store, files: tuple[Path, Path]) -> dict:
+def _join(store: Store, files: Files) -> dict:
     """Merge items by title, drop interactions without an item, collapse duplicates."""
-    run, one = store.connection.execute, lambda sql: store.connection.execute(sql).fetchone()
-    rejected = {name: dict(sorted(c.items())) for name, c in store.rejected.items()}
+    run, fetch_row = store.connection.execute, store.fetch_row
+    rejected = {name: dict(sorted(counts.items())) for name, counts in store.rejected.items()}
     for name, path in zip(("interactions", "items"), files, strict=True):
-        if not one(f"SELECT count(*) FROM {name}")[0]:
+        if not fetch_row(f"SELECT count(*) FROM {name}")[0]:
             reasons = ", ".join(f"{count} {reason}" for reason, count in rejected[name].items())
             raise FormatError(
                 f"{path}: expected {name}, none of its {store.lines[name]} lines is usable"
@@ -81,30 +83,32 @@ def _join(store: Store, files: tuple[Path, Path]) -> dict:
     run(
         "CREATE TABLE titles AS SELECT item_id, arg_min(title, line) AS title FROM items GROUP BY 1"
     )
-    accepted, distinct = one("SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM titles)")
+    accepted, distinct = fetch_row(
+        "SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM titles)"
+    )
     if accepted > distinct:
         rejected["items"]["repeated item"] = accepted - distinct
     run("""CREATE TABLE merged AS SELECT item_id, title,
         min(item_id) OVER (PARTITION BY title) AS head FROM titles""")
-    merged = one("SELECT count(*) FROM merged WHERE head <> item_id")[0]
+    merged = fetch_row("SELECT count(*) FROM merged WHERE head <> item_id")[0]
     run("CREATE TABLE heads AS SELECT item_id, title, row_number() OVER (ORDER BY item_id) AS item "
         "FROM merged WHERE head = item_id")  # fmt: skip
     run("CREATE TABLE item_numbers AS SELECT merged.item_id, heads.item FROM merged "
         "JOIN heads ON heads.item_id = merged.head")  # fmt: skip
 
-    known = "item_id IN (SELECT item_id FROM item_numbers)"
-    untitled, unknown = one(
+    has_item = "item_id IN (SELECT item_id FROM item_numbers)"
+    untitled, unknown = fetch_row(
         f"SELECT count(*) FILTER (WHERE item_id IN (SELECT item_id FROM untitled)), "
         f"count(*) FILTER (WHERE item_id NOT IN (SELECT item_id FROM untitled)) "
-        f"FROM interactions WHERE NOT {known}"
+        f"FROM interactions WHERE NOT {has_item}"
     )
     if untitled:
         rejected["interactions"]["item without title"] = untitled
     if unknown:
         rejected["interactions"]["item not in the items file"] = unknown
-    total, no_moment, no_position = one(
+    total, no_moment, no_position = fetch_row(
         "SELECT count(*), count(*) FILTER (WHERE moment IS NULL), "
-        f"count(*) FILTER (WHERE position IS NULL) FROM interactions WHERE {known}"
+        f"count(*) FILTER (WHERE position IS NULL) FROM interactions WHERE {has_item}"
     )
     if not total:
         raise FormatError(
@@ -118,12 +122,12 @@ def _join(store: Store, files: tuple[Path, Path]) -> dict:
     order = "position, line, item" if no_moment else "moment, position, line, item"
 
     run(f"""CREATE TABLE users AS SELECT user_id, row_number() OVER (ORDER BY user_id) AS person
-        FROM (SELECT DISTINCT user_id FROM interactions WHERE {known})""")
+        FROM (SELECT DISTINCT user_id FROM interactions WHERE {has_item})""")
     run(f"""CREATE TABLE events AS SELECT person, item, rating, moment, position, line
         FROM interactions JOIN users USING (user_id) JOIN item_numbers USING (item_id)
         QUALIFY row_number() OVER (PARTITION BY person, item ORDER BY {order}) = 1""")
     run("DROP TABLE interactions")
-    events = one("SELECT count(*) FROM events")[0]
+    events = fetch_row("SELECT count(*) FROM events")[0]
     store.order = order
     return {
         "order": "position" if no_moment else "timestamp",
@@ -170,10 +174,10 @@ _LIVE = "events SEMI JOIN live_users USING (person) SEMI JOIN live_items USING (
 
 
 def _size(store: Store, step: str, table: str) -> dict:
-    row = store.connection.execute(
+    users, items, interactions = store.fetch_row(
         f"SELECT count(DISTINCT person), count(DISTINCT item), count(*) FROM (FROM {table})"
-    ).fetchone()
-    return {"step": step, "users": row[0], "items": row[1], "interactions": row[2]}
+    )
+    return {"step": step, "users": users, "items": items, "interactions": interactions}
 
 
 def _core(store: Store, settings: Settings) -> int:
@@ -185,20 +189,21 @@ def _core(store: Store, settings: Settings) -> int:
     while True:
         rounds += 1
         before = _live(store)
-        for key, table, least in (
+        for key, table, minimum in (
             ("item", "live_items", settings.item_core),
             ("person", "live_users", settings.user_core),
         ):
             run(f"""CREATE OR REPLACE TABLE {table} AS SELECT {key} FROM (FROM {_LIVE})
-                GROUP BY {key} HAVING count(*) >= {least}""")
+                GROUP BY {key} HAVING count(*) >= {minimum}""")
         if _live(store) == before:
             return rounds
 
 
 def _live(store: Store) -> tuple:
-    return store.connection.execute(
+    """How many users and items are left."""
+    return store.fetch_row(
         "SELECT (SELECT count(*) FROM live_users), (SELECT count(*) FROM live_items)"
-    ).fetchone()
+    )
 
 
 def _number(store: Store) -> None:
@@ -211,19 +216,19 @@ def _number(store: Store) -> None:
         row_number() OVER (ORDER BY item_id) - 1 AS i
         FROM heads SEMI JOIN live_items USING (item)""")
     run(f"""CREATE TABLE final AS SELECT u, i, rating, moment,
-        row_number() OVER (PARTITION BY u ORDER BY {store.order}) - 1 AS place,
+        row_number() OVER (PARTITION BY u ORDER BY {store.order}) - 1 AS history_index,
         count(*) OVER (PARTITION BY u) AS total
         FROM events JOIN final_users USING (person) JOIN final_items USING (item)""")
     run("DROP TABLE events")
 
 
-def _swap(new: Path, place: Path) -> None:
-    """Put a finished folder in place of an earlier one."""
-    old = place.with_name(f".{place.name}.old")
+def _swap(finished: Path, target: Path) -> None:
+    """Rename a finished folder to `target` and remove the earlier folder of that name."""
+    old = target.with_name(f".{target.name}.old")
     _remove(old)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
+    if target.exists():
+        target.rename(old)
+    finished.rename(target)
     _remove(old)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -66,8 +67,8 @@ def write_domain(store: Store, folder: Path, settings: Settings, name: str) -> d
     ids = "FROM final JOIN final_users USING (u) JOIN final_items USING (i)"
     _write(
         connection,
-        f"SELECT user_id, item_id, rating, moment // 1000 AS timestamp, place AS position {ids} "
-        "ORDER BY u, place",
+        "SELECT user_id, item_id, rating, moment // 1000 AS timestamp, history_index AS position "
+        f"{ids} ORDER BY u, history_index",
         folder / "interactions.parquet",
         _INTERACTIONS,
     )
@@ -79,15 +80,17 @@ def write_domain(store: Store, folder: Path, settings: Settings, name: str) -> d
     )
     _write(
         connection,
-        "SELECT user_id, item_id, place AS position, CASE total - place WHEN 1 THEN 'test' "
-        f"WHEN 2 THEN 'valid' ELSE 'train' END AS split {ids} ORDER BY u, place",
+        "SELECT user_id, item_id, history_index AS position, CASE total - history_index "
+        "WHEN 1 THEN 'test' WHEN 2 THEN 'valid' ELSE 'train' END AS split "
+        f"{ids} ORDER BY u, history_index",
         folder / "splits.parquet",
         _SPLITS,
     )
     short = _write_candidates(connection, items, folder / "candidates.parquet", settings)
-    users, interactions, median, longest = connection.execute(
-        "SELECT count(*), sum(total)::BIGINT, median(total), max(total) FROM final WHERE place = 0"
-    ).fetchone()
+    users, interactions, median, longest = store.fetch_row(
+        "SELECT count(*), sum(total)::BIGINT, median(total), max(total) FROM final "
+        "WHERE history_index = 0"
+    )
     return {
         "seed": settings.seed,
         "result": {
@@ -102,25 +105,27 @@ def write_domain(store: Store, folder: Path, settings: Settings, name: str) -> d
     }
 
 
-def _write(connection, query: str, path: Path, schema: pa.Schema) -> None:
+def _write(
+    connection: duckdb.DuckDBPyConnection, query: str, path: Path, schema: pa.Schema
+) -> None:
     """The query's rows as Parquet in row groups of equal size."""
     with pq.ParquetWriter(path, schema) as writer:
-        rest: list[pa.RecordBatch] = []
+        pending: list[pa.RecordBatch] = []
         for batch in connection.sql(query).to_arrow_reader(_ROWS):
-            rest.append(batch)
-            if sum(b.num_rows for b in rest) >= _ROWS:
-                table = pa.Table.from_batches(rest).cast(schema)
+            pending.append(batch)
+            if sum(b.num_rows for b in pending) >= _ROWS:
+                table = pa.Table.from_batches(pending).cast(schema)
                 writer.write_table(table.slice(0, _ROWS), row_group_size=_ROWS)
-                rest = table.slice(_ROWS).to_batches()
-        if rest:
-            table = pa.Table.from_batches(rest).cast(schema)
+                pending = table.slice(_ROWS).to_batches()
+        if pending:
+            table = pa.Table.from_batches(pending).cast(schema)
             writer.write_table(table, row_group_size=_ROWS)
 
 
-def _histories(connection) -> Iterator[tuple[int, np.ndarray]]:
+def _histories(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[int, np.ndarray]]:
     """(user number, item numbers in order) for every user, from a stream of sorted rows."""
     carried = np.empty((2, 0), dtype=np.int64)
-    query = "SELECT u, i FROM final ORDER BY u, place"
+    query = "SELECT u, i FROM final ORDER BY u, history_index"
     for batch in connection.sql(query).to_arrow_reader(_ROWS):
         rows = np.stack([batch.column(0).to_numpy(), batch.column(1).to_numpy()])
         rows = np.concatenate([carried, rows], axis=1)
@@ -132,13 +137,16 @@ def _histories(connection) -> Iterator[tuple[int, np.ndarray]]:
         yield int(carried[0, 0]), carried[1]
 
 
-def _write_candidates(connection, items: pa.Array, path: Path, settings: Settings) -> int:
+def _write_candidates(
+    connection: duckdb.DuckDBPyConnection, items: pa.Array, path: Path, settings: Settings
+) -> int:
     """Write the lists; return the number of users who have seen too much for full ones."""
-    names = connection.cursor().execute("SELECT user_id FROM final_users ORDER BY u")
+    user_ids = connection.cursor().execute("SELECT user_id FROM final_users ORDER BY u")
     lists = candidates.user_lists(
         _histories(connection.cursor()), len(items), settings.negatives, settings.seed
     )
-    short, rows = 0, []
+    short = 0
+    rows: list[tuple[str, str, int, np.ndarray]] = []
     with pq.ParquetWriter(path, _CANDIDATES) as writer:
 
         def flush() -> None:
@@ -158,10 +166,11 @@ def _write_candidates(connection, items: pa.Array, path: Path, settings: Setting
             writer.write_table(pa.Table.from_arrays(columns, schema=_CANDIDATES))
             rows.clear()
 
-        for _, history, valid, test in lists:
-            name = names.fetchone()[0]
-            rows.append((name, "valid", history[-2], valid))
-            rows.append((name, "test", history[-1], test))
+        for (user_id,), (_, history, valid, test) in zip(
+            iter(user_ids.fetchone, None), lists, strict=True
+        ):
+            rows.append((user_id, "valid", history[-2], valid))
+            rows.append((user_id, "test", history[-1], test))
             short += len(test) < settings.negatives
             if len(rows) >= 2**13:
                 flush()

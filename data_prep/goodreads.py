@@ -1,4 +1,4 @@
-"""Goodreads (UCSD Book Graph): one pair of JSON-lines files a genre.
+"""Goodreads (UCSD Book Graph): one pair of JSON-lines files per genre.
 
 `goodreads_interactions_<genre>.json.gz`: user_id, book_id, is_read, rating (0: none), date_added,
 read_at ("Thu Mar 30 10:59:26 -0700 2017"). `goodreads_books_<genre>.json.gz`: book_id, title,
@@ -11,41 +11,42 @@ from pathlib import Path
 
 from .reading import FormatError, line_batches, sniff
 from .settings import Settings
-from .store import LATEST, Store, json_fields
+from .store import LATEST, Files, Store, json_fields
 
+KIND = "goodreads"
 _NAME = re.compile(r"goodreads_(interactions|books)_(.+)\.json(\.gz)?")
 
 
-def find(folder: Path) -> dict[str, tuple[Path, Path]]:
+def find(folder: Path) -> dict[str, Files]:
     """Genre -> (interactions file, books file), sorted by genre.
 
     Raises FileNotFoundError if there is no genre or a genre lacks one of its two files, and
     FormatError if a file is there twice (plain and gz).
     """
-    found: dict[str, dict[str, Path]] = {}
+    genres: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.glob("goodreads_*")):
         if match := _NAME.fullmatch(path.name):
             role, genre = match[1], match[2]
-            files = found.setdefault(genre, {})
+            files = genres.setdefault(genre, {})
             if role in files:
                 raise FormatError(f"{path}: the same file as {files[role].name}; keep one of them")
             files[role] = path
-    for genre, files in found.items():
+    for genre, files in genres.items():
         for role in ("interactions", "books"):
             if role not in files:
                 raise FileNotFoundError(
                     f"{folder}: expected goodreads_{role}_{genre}.json.gz beside "
                     f"{next(iter(files.values())).name}"
                 )
-    if not found:
+    if not genres:
         raise FileNotFoundError(
             f"{folder}: expected goodreads_interactions_<genre>.json.gz and "
             "goodreads_books_<genre>.json.gz, found none"
         )
-    return {genre: (files["interactions"], files["books"]) for genre, files in found.items()}
+    return {genre: (files["interactions"], files["books"]) for genre, files in genres.items()}
 
 
-def load(store: Store, files: tuple[Path, Path], settings: Settings) -> None:
+def load(store: Store, files: Files, settings: Settings) -> None:
     """Fill the store from one genre's files.
 
     An interaction's time is read_at if it can be read and lies between 1970 and 2099, else
@@ -54,8 +55,8 @@ def load(store: Store, files: tuple[Path, Path], settings: Settings) -> None:
     interactions, books = files
     sniff(interactions, {"Goodreads": [("user_id",), ("book_id",), ("date_added", "read_at")]})
     sniff(books, {"Goodreads": [("book_id",), ("title", "title_without_series")]})
-    store.source("interactions", interactions, "goodreads")
-    store.source("items", books, "goodreads")
+    store.source("interactions", interactions, KIND)
+    store.source("items", books, KIND)
     raw = json_fields(
         {
             "user_id": ["user_id"],

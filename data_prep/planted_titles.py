@@ -59,7 +59,7 @@ def titles(domain: str, theme: str, count: int, generator: np.random.Generator) 
     """
     patterns, fillers = PATTERNS[domain]
     nouns, adjectives = THEMES[theme]
-    made = sorted(
+    combinations = sorted(
         {
             pattern.format(n=noun, a=adjective, x=filler)
             for pattern, noun, adjective, filler in itertools.product(
@@ -67,9 +67,9 @@ def titles(domain: str, theme: str, count: int, generator: np.random.Generator) 
             )
         }
     )
-    if count > len(made):
+    if count > len(combinations):
         raise ValueError(
-            f"{count} items a theme: expected at most {len(made)} ({len(made) * len(THEMES)} "
-            f"items) in the planted domain {domain}"
+            f"{count} items per theme: expected at most {len(combinations)} "
+            f"({len(combinations) * len(THEMES)} items) in the planted domain {domain}"
         )
-    return [made[k] for k in generator.permutation(len(made))[:count]]
+    return [combinations[k] for k in generator.permutation(len(combinations))[:count]]

@@ -10,9 +10,10 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -31,11 +32,11 @@ class FormatError(ValueError):
 
 
 @contextmanager
-def opened(path: Path, progress: bool = False) -> Iterator[io.BufferedIOBase]:
+def opened(path: Path, progress: bool = False) -> Iterator[io.RawIOBase]:
     """The file's decompressed bytes, with a bar over the compressed ones.
 
     Raises FileNotFoundError, and FormatError if the name ends in .gz and the content does not
-    begin as gzip. Read through `read_block`, which reports a stream that ends early.
+    begin as gzip; reading raises FormatError where the stream is damaged or ends early.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -51,13 +52,13 @@ def opened(path: Path, progress: bool = False) -> Iterator[io.BufferedIOBase]:
         if path.suffix == ".gz" and not packed:
             raise FormatError(f"{path}: expected a gzip file, but it does not begin as one")
         stream = gzip.GzipFile(fileobj=raw) if packed else raw
-        yield _Watched(stream, raw, bar, path)
+        yield _ProgressStream(stream, raw, bar, path)
 
 
-class _Watched(io.RawIOBase):
+class _ProgressStream(io.RawIOBase):
     """A readable stream that moves a progress bar and names its file in every error."""
 
-    def __init__(self, stream, raw, bar, path: Path):
+    def __init__(self, stream: gzip.GzipFile | IO[bytes], raw: IO[bytes], bar: tqdm, path: Path):
         self._stream, self._raw, self._bar, self._path = stream, raw, bar, path
 
     def readable(self) -> bool:
@@ -74,7 +75,7 @@ class _Watched(io.RawIOBase):
         self._bar.update(self._raw.tell() - self._bar.n)
         return block
 
-    def readinto(self, target) -> int:
+    def readinto(self, target: memoryview) -> int:  # type: ignore[override]
         block = self.read(len(target))
         target[: len(block)] = block
         return len(block)
@@ -82,20 +83,20 @@ class _Watched(io.RawIOBase):
 
 def line_batches(path: Path, progress: bool = False, block: int = BLOCK) -> Iterator[pa.Table]:
     """Batches of the columns `line` (int64, from 1) and `text` (string, with its line end)."""
-    number, rest = 1, b""
+    line, open_line = 1, b""  # the next line's number, the start of a line that is not all read
     with opened(path, progress) as stream:
         while True:
-            data = stream.read(block)
-            if number == 1 and not rest:
+            data = stream.read(block) or b""
+            if line == 1 and not open_line:
                 data = data.removeprefix(b"\xef\xbb\xbf")
-            end = data.rfind(b"\n") + 1 if data else 0
+            end = data.rfind(b"\n") + 1
             if data and not end:
-                rest += data
+                open_line += data
                 continue
-            chunk, rest = (rest + data[:end], data[end:]) if data else (rest, b"")
+            chunk, open_line = (open_line + data[:end], data[end:]) if data else (open_line, b"")
             if chunk:
-                table = _lines(chunk, number)
-                number += table.num_rows
+                table = _lines(chunk, line)
+                line += table.num_rows
                 yield table
             if not data:
                 return
@@ -131,14 +132,15 @@ def sniff(path: Path, formats: dict[str, list[tuple[str, ...]]]) -> str:
     formats: name -> the fields that a line must have, each a tuple of accepted names.
     Raises FormatError if none of the first 100 non-empty lines fits any format.
     """
-    votes, seen, first = Counter(), 0, None
+    votes: Counter[str] = Counter()
+    non_empty, first = 0, None
     with opened(path) as stream:
         lines = io.BufferedReader(stream, 2**16)
         for number, line in enumerate(lines, start=1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not line.strip():
                 continue
-            seen += 1
+            non_empty += 1
             first = first or (number, line)
             try:
                 record = json.loads(line)
@@ -148,19 +150,19 @@ def sniff(path: Path, formats: dict[str, list[tuple[str, ...]]]) -> str:
                 for name, fields in formats.items():
                     if all(any(key in record for key in keys) for keys in fields):
                         votes[name] += 1
-            if seen == SNIFFED:
+            if non_empty == SNIFFED:
                 break
-    wanted = " or ".join(
+    expected = " or ".join(
         f"{', '.join('/'.join(keys) for keys in fields)} ({name})"
         for name, fields in formats.items()
     )
     if first is None:
-        raise FormatError(f"{path}: the file is empty; expected JSON lines with {wanted}")
+        raise FormatError(f"{path}: the file is empty; expected JSON lines with {expected}")
     if not votes:
-        shown = first[1][:60].decode("utf-8", "replace").strip()
+        start = first[1][:60].decode("utf-8", "replace").strip()
         raise FormatError(
-            f"{path}: line {first[0]} and the {seen - 1} after it: expected one JSON object a line "
-            f"with the fields {wanted}, found {shown!r}"
+            f"{path}: line {first[0]} and the {non_empty - 1} after it: expected one JSON object "
+            f"per line with the fields {expected}, found {start!r}"
         )
     return max(formats, key=lambda name: votes[name])
 
@@ -169,22 +171,22 @@ def table_batches(
     path: Path,
     required: list[str],
     optional: list[str],
-    rejected: Counter,
+    rejected: Counter[str],
     progress: bool = False,
-    either: tuple[str, ...] = (),
+    any_of: tuple[str, ...] = (),
 ) -> Iterator[pa.Table]:
     """Batches of a CSV (plain or gz) or Parquet table: `line` and the named columns as strings.
 
     `line` counts the rows from 1 (without the header); an absent optional column is all null.
-    either: optional columns of which one has to be there. CSV rows with another number of fields
-    than the header, or with a line break in a named field, are counted in `rejected`.
+    any_of: optional columns of which at least one has to be there. CSV rows with another number of
+    fields than the header, or with a line break in a named field, are counted in `rejected`.
     White space around a column's name does not count. Raises FormatError if columns are missing.
     """
-    wanted = required + optional
+    columns = required + optional
     if path.suffix == ".parquet":
-        names, rows = _parquet(path, wanted)
-        _check_columns(path, names, required, either)
-        yield from _with_lines(rows, names, wanted)
+        names, batches = _parquet(path, columns)
+        _check_columns(path, names, required, any_of)
+        yield from _with_lines(batches, names, columns)
         return
     with opened(path, progress) as stream:
 
@@ -192,11 +194,11 @@ def table_batches(
             rejected["broken line"] += 1 + (row.text or "").strip("\r\n").count("\n")
             return "skip"
 
-        written = _header(path)  # as the parser below knows the columns
-        names = [name.strip().strip('"') for name in written]
-        _check_columns(path, names, required, either)
-        included = [name for name in wanted if name in names]
-        places = [written[names.index(name)] for name in included]
+        header = _header(path)  # as the parser below knows the columns
+        names = [name.strip().strip('"') for name in header]
+        _check_columns(path, names, required, any_of)
+        included = [name for name in columns if name in names]
+        parsed = [header[names.index(name)] for name in included]
         try:
             reader = pa_csv.open_csv(
                 pa.PythonFile(stream, mode="r"),
@@ -205,24 +207,27 @@ def table_batches(
                     newlines_in_values=True, invalid_row_handler=skip
                 ),
                 convert_options=pa_csv.ConvertOptions(
-                    column_types={name: pa.string() for name in places},
-                    include_columns=places,
+                    column_types={name: pa.string() for name in parsed},
+                    include_columns=parsed,
                     strings_can_be_null=True,
                     null_values=[""],
                     quoted_strings_can_be_null=True,
                 ),
             )
             batches = (pa.record_batch(batch.columns, names=included) for batch in reader)
-            whole = (_without_breaks(batch, included, rejected) for batch in batches)
-            yield from _with_lines(whole, names, wanted)
+            unbroken = (_without_breaks(batch, included, rejected) for batch in batches)
+            yield from _with_lines(unbroken, names, columns)
         except pa.ArrowInvalid as error:
             reason = str(error).split(". ")[0]
             raise FormatError(
-                f"{path}: expected a UTF-8 CSV file with the columns {', '.join(wanted)} ({reason})"
+                f"{path}: expected a UTF-8 CSV file with the columns {', '.join(columns)} "
+                f"({reason})"
             ) from None
 
 
-def _without_breaks(batch: pa.RecordBatch, names: list[str], rejected: Counter) -> pa.RecordBatch:
+def _without_breaks(
+    batch: pa.RecordBatch, names: list[str], rejected: Counter[str]
+) -> pa.RecordBatch:
     """The rows without a line break in a field.
 
     An open quote swallows the lines up to the next quote, which may give a row that looks right;
@@ -247,22 +252,25 @@ def _header(path: Path) -> list[str]:
     return next(csv.reader([line]), [])
 
 
-def _check_columns(path: Path, names: list[str], required: list[str], either: tuple) -> None:
-    if either and not set(either) & set(names) and set(required) <= set(names):
+def _check_columns(
+    path: Path, names: list[str], required: list[str], any_of: tuple[str, ...]
+) -> None:
+    if any_of and not set(any_of) & set(names) and set(required) <= set(names):
         raise FormatError(
-            f"{path}: line 1: expected a column {' or '.join(either)} beside "
+            f"{path}: line 1: expected a column {' or '.join(any_of)} beside "
             f"{', '.join(required)}, found neither"
         )
     missing = [name for name in required if name not in names]
     if missing:
-        found = ", ".join(names)[:80] or "nothing"
+        present = ", ".join(names)[:80] or "nothing"
         raise FormatError(
             f"{path}: line 1: expected the columns {', '.join(required)}, "
-            f"{', '.join(missing)} is missing (found {found})"
+            f"{', '.join(missing)} is missing (found {present})"
         )
 
 
-def _parquet(path: Path, wanted: list[str]):
+def _parquet(path: Path, columns: list[str]) -> tuple[list[str], Iterator[pa.RecordBatch]]:
+    """The file's column names, and batches of those asked for that it has."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -270,16 +278,18 @@ def _parquet(path: Path, wanted: list[str]):
     except pa.ArrowInvalid as error:
         raise FormatError(f"{path}: expected a Parquet file ({error})") from None
     names = file.schema_arrow.names
-    return names, file.iter_batches(2**17, columns=[name for name in wanted if name in names])
+    return names, file.iter_batches(2**17, columns=[name for name in columns if name in names])
 
 
-def _with_lines(rows, names: list[str], wanted: list[str]) -> Iterator[pa.Table]:
-    number = 1
-    for batch in rows:
-        columns = {"line": np.arange(number, number + batch.num_rows, dtype=np.int64)}
-        number += batch.num_rows
-        for name in wanted:
-            columns[name] = (
+def _with_lines(
+    batches: Iterable[pa.RecordBatch], names: list[str], columns: list[str]
+) -> Iterator[pa.Table]:
+    line = 1
+    for batch in batches:
+        arrays = {"line": np.arange(line, line + batch.num_rows, dtype=np.int64)}
+        line += batch.num_rows
+        for name in columns:
+            arrays[name] = (
                 batch.column(name) if name in names else pa.nulls(batch.num_rows, pa.string())
             )
-        yield pa.table(columns)
+        yield pa.table(arrays)

@@ -1,8 +1,6 @@
 """The settings of a preparation, validated once, written into every domain's meta.json."""
 
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Settings(BaseModel):
@@ -10,20 +8,20 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["goodreads", "amazon", "plain", "planted"] = Field(
-        description="format of the source: published dumps, plain tables, or generated dumps"
+    kind: str = Field(
+        description="format of the source, one of FORMATS: published, plain or generated files"
     )
     domains: list[str] | None = Field(
-        default=None, description="names of the domains to prepare; None: all that are found"
+        default=None, description="names of the domains to prepare; None: all in the source"
     )
     seed: int = Field(default=0, ge=0, description="seed of the candidates and of max_users")
     user_core: int = Field(
-        default=5, ge=3, description="fewest interactions of a user (3: one for each split)"
+        default=5, ge=3, description="fewest interactions per user (3: one per split)"
     )
-    item_core: int = Field(default=5, ge=1, description="fewest interactions of an item")
-    negatives: int = Field(default=99, ge=1, description="unseen items in a candidate list")
+    item_core: int = Field(default=5, ge=1, description="fewest interactions per item")
+    negatives: int = Field(default=99, ge=1, description="unseen items per candidate list")
     title_length: int = Field(
-        default=80, ge=8, description="most characters of a title, cut at a word boundary"
+        default=80, ge=8, description="most characters per title, cut at a word boundary"
     )
     strip_series: bool = Field(
         default=True, description='drop a trailing series mark such as "(Harry Potter, #1)"'
@@ -34,11 +32,11 @@ class Settings(BaseModel):
     max_users: int | None = Field(
         default=None,
         ge=1,
-        description="most users of a domain, drawn by a seeded hash of the user id among those "
+        description="most users per domain, drawn by a seeded hash of the user id among those "
         "that pass the core filter, which then runs again",
     )
-    planted_users: int = Field(default=400, ge=10, description="planted: users of a domain")
-    planted_items: int = Field(default=320, ge=16, description="planted: items of a domain")
+    planted_users: int = Field(default=400, ge=10, description="planted: users per domain")
+    planted_items: int = Field(default=320, ge=16, description="planted: items per domain")
     planted_history: int = Field(default=14, ge=6, description="planted: mean history length")
     memory: str = Field(
         default="2GB",
@@ -47,6 +45,15 @@ class Settings(BaseModel):
     )
     threads: int | None = Field(default=None, ge=1, description="DuckDB's threads; None: all")
     progress: bool = Field(default=True, description="show progress bars")
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, kind: str) -> str:
+        from .formats import FORMATS  # here, because the readers import this module
+
+        if kind not in FORMATS:
+            raise ValueError(f"kind {kind!r} is unknown, expected one of {', '.join(FORMATS)}")
+        return kind
 
     def recorded(self) -> dict:
         """The settings that can change the result (for meta.json): not memory, threads, bars."""

@@ -7,6 +7,7 @@ either kept or counted under the one reason for which it was rejected.
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import duckdb
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow as pa
 from .settings import Settings
 from .titles import clean_title
 
+Files = tuple[Path, Path]  # one domain's interactions file and items file
 LATEST = 4_102_444_800_000  # 2100-01-01 in milliseconds: later times are errors
 
 
@@ -46,7 +48,7 @@ class Store:
             "VARCHAR",
         )
         self.settings = settings
-        self.rejected = {"interactions": Counter(), "items": Counter()}
+        self.rejected: dict[str, Counter[str]] = {"interactions": Counter(), "items": Counter()}
         self.lines = {"interactions": 0, "items": 0}
         self.sources: list[dict] = []
         self.order = ""  # the SQL order of a user's rows, known once all rows are in
@@ -54,10 +56,16 @@ class Store:
     def close(self) -> None:
         self.connection.close()
 
-    def source(self, role: str, path: Path, form: str) -> None:
-        """Note a source file for meta.json: its name and size, not where it lies."""
+    def fetch_row(self, query: str) -> tuple:
+        """The first row of a query that has one."""
+        row = self.connection.execute(query).fetchone()
+        assert row is not None
+        return row
+
+    def source(self, role: str, path: Path, file_format: str) -> None:
+        """Note a source file for meta.json: its name and size, not its folder."""
         self.sources.append(
-            {"role": role, "name": path.name, "bytes": path.stat().st_size, "format": form}
+            {"role": role, "name": path.name, "bytes": path.stat().st_size, "format": file_format}
         )
 
     def add_interactions(
@@ -107,7 +115,14 @@ class Store:
             WHERE reason = 'no title'"""
         self._add("items", batches, fields, reasons, [insert, untitled])
 
-    def _add(self, table: str, batches, fields: str, reasons: str, inserts: list[str]) -> None:
+    def _add(
+        self,
+        table: str,
+        batches: Iterable[pa.Table],
+        fields: str,
+        reasons: str,
+        inserts: list[str],
+    ) -> None:
         run = self.connection.execute
         for batch in batches:
             self.connection.register("batch", batch)
@@ -122,16 +137,33 @@ class Store:
         run("DROP TABLE IF EXISTS sorted")
 
 
+class RawFormat(Protocol):
+    """What a reader module offers."""
+
+    __name__: str  # the module's, e.g. "data_prep.plain"
+    KIND: str  # the format's name in Settings.kind
+
+    def find(self, folder: Path) -> dict[str, Files]:
+        """Domain -> its two files, sorted by domain.
+
+        Raises FileNotFoundError if there is no domain or one lacks a file, and FormatError if a
+        file is there twice.
+        """
+
+    def load(self, store: Store, files: Files, settings: Settings) -> None:
+        """Fill the store from one domain's files; raises FormatError for a file of another form."""
+
+
 def json_fields(fields: dict[str, list[str]]) -> str:
     """A SELECT over a batch of lines: line, broken, and each named field as text.
 
     fields: column -> the field names to take it from, the first that is present counts.
     """
-    paths = [name for names in fields.values() for name in names]
-    listed = ", ".join(f"'$.{name}'" for name in paths)
+    sources = [name for names in fields.values() for name in names]
+    paths = ", ".join(f"'$.{name}'" for name in sources)
     columns = ", ".join(
         "coalesce("
-        + ", ".join(f"nullif(trim(f[{paths.index(name) + 1}]), '')" for name in names)
+        + ", ".join(f"nullif(trim(f[{sources.index(name) + 1}]), '')" for name in names)
         + f", NULL) AS {column}"
         for column, names in fields.items()
     )
@@ -141,4 +173,4 @@ def json_fields(fields: dict[str, list[str]]) -> str:
         FROM (SELECT line, trim(text, ' \t\r\n') = '' AS blank,
             CASE WHEN json_valid(text) THEN
                 CASE WHEN json_type(text) = 'OBJECT'
-                    THEN json_extract_string(text, [{listed}]) END END AS f FROM batch)"""
+                    THEN json_extract_string(text, [{paths}]) END END AS f FROM batch)"""

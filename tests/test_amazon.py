@@ -159,7 +159,7 @@ def test_2023_falls_back_to_asin_and_keeps_the_order_within_a_second(tmp_path):
     [
         (
             gzip.compress(b"a,b\n1,2\n", mtime=0),
-            "line 1 and the 1 after it: expected one JSON object a line",
+            "line 1 and the 1 after it: expected one JSON object per line",
         ),
         (
             gzip.compress(b'{"a": 1}', mtime=0),

@@ -198,9 +198,9 @@ def empty(path):
         (no_gzip, "expected a gzip file, but it does not begin as one"),
         (
             other_json,
-            "line 2 and the 99 after it: expected one JSON object a line with the fields ",
+            "line 2 and the 99 after it: expected one JSON object per line with the fields ",
         ),
-        (no_json, "line 1 and the 99 after it: expected one JSON object a line .*'user;book;"),
+        (no_json, "line 1 and the 99 after it: expected one JSON object per line .*'user;book;"),
         (empty, "the file is empty; expected JSON lines with "),
     ],
 )

@@ -114,7 +114,7 @@ def test_titles_are_unique_short_and_show_their_theme():
             made = titles(domain, name, 40, generator)
             assert len({clean_title(title) for title in made}) == 40
             assert all(theme(title) == number and 3 <= len(title.split()) <= 7 for title in made)
-    with pytest.raises(ValueError, match="items a theme: expected at most"):
+    with pytest.raises(ValueError, match="items per theme: expected at most"):
         titles("children", "dragon", 10_000, generator)
 
 
@@ -186,7 +186,7 @@ def test_refusals(tmp_path):
     assert (tmp_path / "mine/thesis.txt").exists()
     with pytest.raises(ValueError, match="affinity 2: expected a number from 0 to 1"):
         write_dumps(tmp_path / "new", affinity=2)
-    with pytest.raises(ValueError, match="items a theme: expected at most"):
+    with pytest.raises(ValueError, match="items per theme: expected at most"):
         write_dumps(tmp_path / "new", items=5000)
     with pytest.raises(ValueError, match="'films': planted dumps exist for goodreads, amazon"):
         data_prep.prepare("films", tmp_path / "new", tmp_path / "out", kind="planted")
