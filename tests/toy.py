@@ -1,5 +1,7 @@
 """Small prepared domains, runs on the tiny model, and a federation that a test drives by rounds."""
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,11 @@ import pandas as pd
 from fedecider import federation
 from fedecider.client import Client, make_adapter
 from fedecider.config import RunConfig
+from fedecider.direction import LowRank
 from fedecider.domains import read_domains
 from fedecider.engine.backbone import Backbone
 from fedecider.methods import make
+from fedecider.mixture import ClientModel
 from fedecider.recorder import Recorder
 from fedecider.server import Server
 
@@ -93,7 +97,48 @@ class Rounds:
         """Training, exchange and validation of every client."""
         federation._round(number, self.method, self.clients, self.server, self.recorder)
 
+    def models(self) -> dict[str, ClientModel]:
+        """The clients' models as they are now; what training replaces stays in them."""
+        return {client.name: copy.copy(client.model) for client in self.clients}
+
+    def play(self, count: int) -> Iterator[tuple[int, dict, dict, dict]]:
+        """Rounds 1 to count: (round, models before, as trained, after the exchange)."""
+        aggregate, trained = self.server.aggregate, {}
+
+        def seen(number, payloads):
+            trained.update(self.models())
+            return aggregate(number, payloads)
+
+        self.server.aggregate = seen
+        for number in range(1, count + 1):
+            before = self.models()
+            self.round(number)
+            yield number, before, dict(trained), self.models()
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Every client's share of all training targets; no two are alike."""
+        sizes = {client.name: client.data.training.num_targets for client in self.clients}
+        assert len(set(sizes.values())) == len(sizes)
+        return {name: size / sum(sizes.values()) for name, size in sizes.items()}
+
     @property
     def rows(self) -> list[dict]:
         """What the recorder noted per client and round."""
         return self.recorder.rows["rounds"]
+
+
+def dense(pair: LowRank):
+    """B A in float64."""
+    return pair.B.double() @ pair.A.double()
+
+
+def cloned(model: ClientModel) -> ClientModel:
+    """A copy that no later training can reach."""
+
+    def copies(factors):
+        return {name: LowRank(pair.B.clone(), pair.A.clone()) for name, pair in factors.items()}
+
+    peers = {source: copies(factors) for source, factors in model.peer_directions.items()}
+    alpha = None if model.alpha is None else model.alpha.clone()
+    return ClientModel(copies(model.factors), peers, alpha)
