@@ -306,7 +306,6 @@ def test_long_titles_are_cut_at_a_word():
 @pytest.mark.parametrize(
     "choice",
     [
-        {"kind": "netflix"},
         {"user_core": 2},
         {"item_core": 0},
         {"colour": "red"},

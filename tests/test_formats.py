@@ -96,7 +96,7 @@ def test_a_faulty_reader_is_named(tmp_path, monkeypatch, code, error, message):
 
 def test_data_prep_knows_no_other_package_of_the_project():
     root = PACKAGE.parent
-    others = {path.parent.name for path in root.glob("*/*.py")} - {"data_prep"}
+    others = {path.relative_to(root).parts[0] for path in root.glob("*/**/*.py")} - {"data_prep"}
     assert {"fedecider", "figures", "notebooks"} <= others
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
