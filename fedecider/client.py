@@ -108,7 +108,7 @@ class Client:
     def update_norm(self) -> float:
         """Frobenius norm of the own update over all adapted modules."""
         sizes = norms(gram([self.adapter.updates(self.model.factors)]))
-        return sum(size.double().square() for size in sizes.values()).sqrt().item()
+        return math.sqrt(sum(size.double().square().item() for size in sizes.values()))
 
     def refuse_diverged(self, round: int) -> None:
         """FloatingPointError unless the training loss and the update's norm are of use."""
