@@ -4,6 +4,7 @@ The files are written into a folder that is put on the package's path; nothing e
 """
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -15,32 +16,8 @@ from fedecider import federation, methods, rankers, results
 
 ROOT = Path(__file__).resolve().parents[1]
 
-MEAN = '''
-"""plain-mean: fedavg, written once more."""
-
-from fedecider.direction import LowRank
-from fedecider.methods.base import Method, Upload
-
-
-class PlainMean(Method):
-    name, label, family = "plain-mean", "Plain mean", "federated"
-    color, order = "#123456", 49
-
-    def upload(self, client, round):
-        return Upload(client.model.factors, {"targets": client.data.training.num_targets})
-
-    def aggregate(self, uploads, round):
-        total = sum(upload.metrics["targets"] for upload in uploads.values())
-        parts = [(u.metrics["targets"] / total, u.factors) for _, u in sorted(uploads.items())]
-        mean = {
-            name: LowRank(*(sum(w * f[name][k] for w, f in parts) for k in (0, 1)))
-            for name in parts[0][1]
-        }
-        return {client: {"mean": mean} for client in uploads}
-
-    def receive(self, client, downloads, round):
-        client.model.factors = downloads["mean"]
-'''
+# The example of CONTRIBUTING.md: fedavg, written once more.
+(MEAN,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
 
 ALPHABET = '''
 """alphabet: items in the order of their ids. No language model."""
