@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import PeftModel
+from toy import random_factors
 
 from fedecider.adapter import Adapter
 from fedecider.direction import LowRank
@@ -22,18 +23,6 @@ def backbone():
 def adapter(backbone):
     with Adapter(backbone, 2, 4, ["q_proj", "v_proj", "down_proj"], seed=1) as adapter:
         yield adapter
-
-
-def some_factors(adapter, seed, rank=2, scale=0.1, only=None):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: LowRank(
-            torch.randn(pair.B.shape[0], rank, generator=generator, dtype=torch.float64) * scale,
-            torch.randn(rank, pair.A.shape[1], generator=generator, dtype=torch.float64) * scale,
-        )
-        for name, pair in adapter.initial.items()
-        if only is None or only in name
-    }
 
 
 def test_adapter_start_depends_on_the_seed_alone(backbone):
@@ -63,7 +52,7 @@ def test_own_lora_is_a_plain_peft_adapter(tmp_path):
     ids = torch.tensor([IDS])
     backbone = load("tiny", "cpu", "float32")
     with Adapter(backbone, 2, 4, ["q_proj", "v_proj"], top_layers=1) as adapter:
-        adapter.load({n: p.to(torch.float32) for n, p in some_factors(adapter, 13).items()})
+        adapter.load({n: p.to(torch.float32) for n, p in random_factors(adapter, 13).items()})
         adapter.save(tmp_path)
         with torch.no_grad():
             ours = adapter.peft(ids).logits

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from toy import random_factors
 
 from fedecider.adapter import Adapter
 from fedecider.direction import LowRank, combine, direction, inner
@@ -24,18 +25,6 @@ def adapter(backbone):
         yield adapter
 
 
-def some_factors(adapter, seed, rank=2, scale=0.1, only=None):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: LowRank(
-            torch.randn(pair.B.shape[0], rank, generator=generator, dtype=torch.float64) * scale,
-            torch.randn(rank, pair.A.shape[1], generator=generator, dtype=torch.float64) * scale,
-        )
-        for name, pair in adapter.initial.items()
-        if only is None or only in name
-    }
-
-
 def as_directions(factors):
     return {name: direction(update) for name, update in factors.items()}
 
@@ -54,8 +43,8 @@ def loss(adapter, ids=IDS):
 def test_alpha_zero_is_bit_equal_to_plain_lora(dtype):
     plain = load("tiny", "cpu", dtype)
     with Adapter(plain, 2, 4, ["q_proj", "v_proj"]) as adapter:
-        adapter.load(some_factors(adapter, 3))
-        peers = {"a": as_directions(some_factors(adapter, 4)), "b": some_factors(adapter, 5)}
+        adapter.load(random_factors(adapter, 3))
+        peers = {"a": as_directions(random_factors(adapter, 4)), "b": random_factors(adapter, 5)}
         batch = embedded(plain, IDS)
         with torch.no_grad():
             own = adapter.hidden(batch)
@@ -71,10 +60,10 @@ def test_alpha_zero_is_bit_equal_to_plain_lora(dtype):
 @pytest.mark.parametrize("scope", ["client", "layer", "module"])
 def test_mixture_equals_the_dense_sum(adapter, scope):
     """y = W0 x + gamma B A x + sum_j alpha_j D_j x, with other ranks and absent modules."""
-    own = some_factors(adapter, 6)
+    own = random_factors(adapter, 6)
     peers = {
-        "x": as_directions(some_factors(adapter, 7, rank=3)),
-        "y": as_directions(some_factors(adapter, 8, rank=1, only="v_proj")),
+        "x": as_directions(random_factors(adapter, 7, rank=3)),
+        "y": as_directions(random_factors(adapter, 8, rank=1, only="v_proj")),
     }
     rows = max(group_index(adapter, scope).values()) + 1
     alpha = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -106,9 +95,9 @@ def test_mixture_equals_the_dense_sum(adapter, scope):
 @pytest.mark.parametrize("scope", ["client", "layer", "module"])
 def test_lemma_3_alpha_gradient_is_the_inner_product(adapter, scope):
     """dF / d alpha_ij = <grad F(W), D_j>_F, summed over the layers that share alpha_ij."""
-    adapter.load(some_factors(adapter, 9))
+    adapter.load(random_factors(adapter, 9))
     peers = {
-        name: as_directions(some_factors(adapter, seed)) for name, seed in (("p", 1), ("q", 2))
+        name: as_directions(random_factors(adapter, seed)) for name, seed in (("p", 1), ("q", 2))
     }
     groups = group_index(adapter, scope)
     alpha = torch.full((max(groups.values()) + 1, 2), 0.3, dtype=torch.float64)
@@ -145,7 +134,7 @@ def low_rank(matrix, rank=2):
 
 def test_proposition_2_harmful_directions_lose_weight(adapter):
     """The direction along the gradient is harmful, against it beneficial (definition 1)."""
-    adapter.load(some_factors(adapter, 10))
+    adapter.load(random_factors(adapter, 10))
     name = next(name for name in adapter.names if "v_proj" in name)
     slope = low_rank(dense_gradient(adapter, name))
     harmful, beneficial = direction(slope), direction(slope.scaled(-1.0))
@@ -163,9 +152,9 @@ def test_proposition_2_harmful_directions_lose_weight(adapter):
 
 
 def test_lemma_1_the_remainder_falls_as_the_square(adapter):
-    adapter.load(some_factors(adapter, 11))
+    adapter.load(random_factors(adapter, 11))
     gradients = {name: low_rank(dense_gradient(adapter, name), 64) for name in adapter.names}
-    step = as_directions(some_factors(adapter, 12))
+    step = as_directions(random_factors(adapter, 12))
     slope = sum(inner(gradients[name], step[name]) for name in adapter.names)
     remainders = []
     with torch.no_grad():
@@ -183,7 +172,7 @@ def test_proposition_1_learned_weights_are_no_worse_than_fixed_ones(adapter, see
     adapter.load(adapter.initial)
     generator = torch.Generator().manual_seed(seed)
     data = [[0, *torch.randint(20, 60, (40,), generator=generator).tolist()] for _ in range(3)]
-    peers = {str(j): as_directions(some_factors(adapter, 10 * seed + j)) for j in range(3)}
+    peers = {str(j): as_directions(random_factors(adapter, 10 * seed + j)) for j in range(3)}
     fixed = torch.cat(
         [
             torch.full((1, 3), 1 / 3),  # uniform
@@ -222,7 +211,7 @@ def test_proposition_1_learned_weights_are_no_worse_than_fixed_ones(adapter, see
 
 
 def test_nonnegative_alpha_is_projected(adapter):
-    peers = {"a": as_directions(some_factors(adapter, 1))}
+    peers = {"a": as_directions(random_factors(adapter, 1))}
     mixture = Mixture(adapter, peers, torch.full((1, 1), -0.5), sign="nonnegative")
     mixture.project()
     assert mixture.alpha.item() == 0
@@ -232,7 +221,7 @@ def test_nonnegative_alpha_is_projected(adapter):
 
 
 def test_initial_alpha_is_a_share_of_the_own_norm(adapter):
-    own = adapter.updates(some_factors(adapter, 2))
+    own = adapter.updates(random_factors(adapter, 2))
     sources = ["a", "b"]
     assert (initial_alpha(adapter, sources, "module", 0.0, own) == 0).all()
     alpha = initial_alpha(adapter, sources, "module", 0.25, own)

@@ -3,26 +3,16 @@
 import plain_ranks
 import pytest
 import torch
-from toy import write_domains
+from toy import moved_adapter, write_domains
 
-from fedecider.adapter import Adapter
-from fedecider.direction import LowRank
 from fedecider.domains import read_domain
-from fedecider.engine.backbone import load
 from fedecider.prompts import Catalogue, make_template
 from fedecider.rankers.grounding import embed_titles, generate_titles, grounding_ranks
 
 
 @pytest.fixture(scope="module")
 def adapter():
-    with Adapter(load("tiny", "cpu", "float64"), 2, 4, ["q_proj", "v_proj"], 1) as adapter:
-        generator = torch.Generator().manual_seed(0)
-        adapter.load(
-            {
-                name: LowRank(torch.randn(pair.B.shape, generator=generator) * 0.3, pair.A)
-                for name, pair in adapter.initial.items()
-            }
-        )
+    with moved_adapter() as adapter:
         yield adapter
 
 

@@ -3,14 +3,10 @@
 import numpy as np
 import plain_ranks
 import pytest
-import torch
-from toy import config, write_domains
+from toy import config, moved_adapter, write_domains
 
-from fedecider.adapter import Adapter
 from fedecider.client import Client
-from fedecider.direction import LowRank
 from fedecider.domains import read_domain
-from fedecider.engine.backbone import load
 from fedecider.engine.hidden_states import HiddenStateCache
 from fedecider.metrics import rank_of
 from fedecider.mixture import ClientModel
@@ -26,14 +22,7 @@ from fedecider.rankers.likelihood import (
 
 @pytest.fixture(scope="module")
 def adapter():
-    with Adapter(load("tiny", "cpu", "float64"), 2, 4, ["q_proj", "v_proj"], 1) as adapter:
-        generator = torch.Generator().manual_seed(0)
-        adapter.load(
-            {
-                name: LowRank(torch.randn(pair.B.shape, generator=generator) * 0.3, pair.A)
-                for name, pair in adapter.initial.items()
-            }
-        )
+    with moved_adapter() as adapter:
         yield adapter
 
 

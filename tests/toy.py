@@ -2,17 +2,20 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from fedecider import federation
+from fedecider.adapter import Adapter
 from fedecider.client import Client, make_adapter
 from fedecider.config import RunConfig
 from fedecider.direction import LowRank
 from fedecider.domains import read_domains
-from fedecider.engine.backbone import Backbone
+from fedecider.engine.backbone import Backbone, load
 from fedecider.methods import make
 from fedecider.mixture import ClientModel
 from fedecider.recorder import Recorder
@@ -142,3 +145,30 @@ def cloned(model: ClientModel) -> ClientModel:
     peers = {source: copies(factors) for source, factors in model.peer_directions.items()}
     alpha = None if model.alpha is None else model.alpha.clone()
     return ClientModel(copies(model.factors), peers, alpha)
+
+
+def random_factors(adapter, seed, rank=2, scale=0.1, only=None):
+    """Float64 factors of every module, or of those whose names hold `only`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: LowRank(
+            torch.randn(pair.B.shape[0], rank, generator=generator, dtype=torch.float64) * scale,
+            torch.randn(rank, pair.A.shape[1], generator=generator, dtype=torch.float64) * scale,
+        )
+        for name, pair in adapter.initial.items()
+        if only is None or only in name
+    }
+
+
+@contextmanager
+def moved_adapter() -> Iterator[Adapter]:
+    """An adapter on the tiny model in float64 whose update is not zero."""
+    with Adapter(load("tiny", "cpu", "float64"), 2, 4, ["q_proj", "v_proj"], 1) as adapter:
+        generator = torch.Generator().manual_seed(0)
+        adapter.load(
+            {
+                name: LowRank(torch.randn(pair.B.shape, generator=generator) * 0.3, pair.A)
+                for name, pair in adapter.initial.items()
+            }
+        )
+        yield adapter
