@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedecider import federation
 from fedecider.client import Client, make_adapter
 from fedecider.config import RunConfig
 from fedecider.direction import LowRank
@@ -16,6 +15,7 @@ from fedecider.engine.backbone import Backbone
 from fedecider.methods import make
 from fedecider.mixture import ClientModel
 from fedecider.recorder import Recorder
+from fedecider.rounds import play_round
 from fedecider.server import Server
 
 _WORDS = ["dragon", "garden", "silver", "harbour", "moon", "paper", "winter", "engine", "cat"]
@@ -95,7 +95,7 @@ class Rounds:
 
     def round(self, number: int) -> None:
         """Training, exchange and validation of every client."""
-        federation._round(number, self.method, self.clients, self.server, self.recorder)
+        play_round(number, self.method, self.clients, self.server, self.recorder)
 
     def models(self) -> dict[str, ClientModel]:
         """The clients' models as they are now; what training replaces stays in them."""

@@ -18,7 +18,7 @@ from fedecider.direction import NormKind
 from fedecider.domains import Domain
 from fedecider.mixture import ClientModel, initial_alpha
 from fedecider.training import ClientData, Progress, TrainingReport
-from fedecider.wire import PayloadError, PayloadSpec
+from fedecider.wire import Metric, PayloadError, PayloadSpec
 
 Family = Literal["no language model", "reference", "federated", "ablation"]
 
@@ -60,8 +60,8 @@ class MethodClient(Protocol):
         """Local training, `fedecider.training.fit` on the client's own data and model."""
         ...
 
-    def local_update(self, round: int) -> bytes:
-        """Train and encode what goes up."""
+    def begin_round(self) -> None:
+        """Remember the state to fall back on, should the client be left out of the round."""
         ...
 
     def refuse_diverged(self, round: int) -> None:
@@ -80,6 +80,7 @@ class Method:
     trains: ClassVar[bool] = True  # False: no rounds
     learns_alpha: bool = False
     sends_directions: bool = False
+    sends_whole_loras: ClassVar[bool] = False  # every module at the run's rank, in each payload
     Settings: ClassVar[type[BaseModel]] = NoSettings
     grid: ClassVar[dict[str, list[Any]]] = {"lr": [5e-4, 1e-3, 2e-3]}  # values to try in a search
 
@@ -144,20 +145,30 @@ class Method:
         """The same for downloads."""
         return None
 
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Scalars that every upload has to tell, each with its kind and bound."""
+        return {}
+
     # On the server
 
-    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
-        """From decoded uploads to downloads."""
+    def aggregate(self, uploads: Uploads, round: int, absent: Sequence[str] = ()) -> Downloads:
+        """From decoded uploads to downloads.
+
+        `absent` are clients that sent nothing since they were left out of the round; they get what
+        the others get, where that is no one's own.
+        """
         return {}
 
     # In one process only
 
-    def fit_all(self, clients: Sequence[MethodClient], round: int) -> dict[str, bytes]:
-        """A round of training on every client; what each sends.
+    def fit_together(self, clients: Sequence[MethodClient], round: int) -> bool:
+        """Train all clients in one go; False where each trains by itself.
 
-        A reference that pools what clients keep apart overrides it.
+        A reference that pools what clients keep apart overrides it. Raises FloatingPointError if
+        training diverged.
         """
-        return {client.name: client.local_update(round) for client in clients}
+        return False
 
 
 @runtime_checkable
@@ -175,7 +186,7 @@ def sent_metric(uploads: Uploads, name: str) -> dict[str, float]:
     """A scalar that every client has to send, by client; PayloadError if one has not."""
     for client, upload in uploads.items():
         if name not in upload.metrics:
-            raise PayloadError(f"payload of {client} does not tell its {name}")
+            raise PayloadError(f"payload of {client} does not tell its {name}", client)
     return {client: upload.metrics[name] for client, upload in uploads.items()}
 
 
@@ -190,5 +201,7 @@ def payload_spec(
         rank=config.lora.rank,
         parts=method.shared_factors(round),
         unit=method.upload_norm if up else method.download_norm,
-        whole=direction.truncate is None,
+        truncate=direction.truncate,
+        complete=method.sends_whole_loras,
+        metrics=method.metrics if up else {},
     )
