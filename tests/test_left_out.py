@@ -270,8 +270,8 @@ def test_where_every_client_diverges_the_rate_is_named_and_a_search_goes_on(
     method, data, backbone, tmp_path
 ):
     wild = config(data, tmp_path / "run", method, lr=1e30, rankers=[])
-    said = r"^the update's norm of books is nan after round 1: the learning rate 1e\+30 may be too high$"
-    with pytest.raises(FloatingPointError, match=said):
+    said = r"^the update's norm of books is nan after round 1: the learning rate 1e\+30 may be too"
+    with pytest.raises(FloatingPointError, match=f"{said} high$"):
         federation.run(wild, backbone)
     assert [event["client"] for event in events(tmp_path / "run")] == ["books", "comics", "games"]
     base = config(data, tmp_path / "base", method)
