@@ -58,7 +58,9 @@ def test_a_clients_state_is_put_back_whole(method, data, backbone, tmp_path):
             run.round(number)
         checkpoint.save_round(tmp_path / "one", 2, run.clients)
         states = [checkpoint.client_state(client) for client in run.clients]
-        expected = [(client.model, client.best, client.pending_directions) for client in run.clients]
+        expected = [
+            (client.model, client.best, client.pending_directions) for client in run.clients
+        ]
     with Rounds(data, tmp_path / "two", backbone, method, alpha_init=0.3) as run:
         assert checkpoint.restore_round(tmp_path / "two", run.clients) == 0
         assert checkpoint.restore_round(tmp_path / "one", run.clients) == 2
