@@ -57,13 +57,7 @@ def play_round(
     `wire.PayloadError` if payloads alone were refused.
     """
     left_out = LeftOut(round, clients, method.config.training.min_clients, recorder)
-    up = dict.fromkeys((client.name for client in clients), b"")
-    if not method.fit_together(clients, round):
-        for client in clients:
-            try:
-                up[client.name] = client.local_update(round)
-            except FloatingPointError as error:
-                left_out.add(client, error)
+    up = method.fit_all(clients, round, left_out.add)
     left_out.check()
     trained = [client for client in clients if client.name not in left_out.errors]
     updates = {client.name: client.adapter.updates(client.model.factors) for client in trained}

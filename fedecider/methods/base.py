@@ -6,7 +6,7 @@ method is one file in this folder (see CONTRIBUTING.md): it is found by its clas
 configuration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -58,6 +58,10 @@ class MethodClient(Protocol):
 
     def fit(self, round: int, **options: Any) -> TrainingReport:
         """Local training, `fedecider.training.fit` on the client's own data and model."""
+        ...
+
+    def local_update(self, round: int) -> bytes:
+        """Train and encode what goes up."""
         ...
 
     def begin_round(self) -> None:
@@ -162,13 +166,26 @@ class Method:
 
     # In one process only
 
-    def fit_together(self, clients: Sequence[MethodClient], round: int) -> bool:
-        """Train all clients in one go; False where each trains by itself.
+    def fit_all(
+        self,
+        clients: Sequence[MethodClient],
+        round: int,
+        diverged: Callable[[Any, FloatingPointError], None] | None = None,
+    ) -> dict[str, bytes]:
+        """A round of training on every client; what each sends.
 
-        A reference that pools what clients keep apart overrides it. Raises FloatingPointError if
-        training diverged.
+        `diverged` takes in a client whose training diverged, and the error; without it the error is
+        raised. A reference that pools what clients keep apart overrides this.
         """
-        return False
+        payloads = dict.fromkeys((client.name for client in clients), b"")
+        for client in clients:
+            try:
+                payloads[client.name] = client.local_update(round)
+            except FloatingPointError as error:
+                if diverged is None:
+                    raise
+                diverged(client, error)
+        return payloads
 
 
 @runtime_checkable

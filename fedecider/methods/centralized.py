@@ -16,8 +16,8 @@ class Centralized(Method):
     name, label, family = "centralized", "Centralized", "reference"
     color, order = "#555555", 30
 
-    def fit_together(self, clients, round):
-        """One LoRA on everybody's data."""
+    def fit_all(self, clients, round, diverged=None):
+        """One LoRA on everybody's data; if it diverges, every client has."""
         for client in clients:
             client.begin_round()
         first = clients[0]
@@ -29,4 +29,4 @@ class Centralized(Method):
         for client in clients:
             client.model, client.report = copy.copy(model), report
             client.refuse_diverged(round)
-        return True
+        return dict.fromkeys((client.name for client in clients), b"")
