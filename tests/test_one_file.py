@@ -20,16 +20,19 @@ MEAN = '''
 
 from fedecider.direction import LowRank
 from fedecider.methods.base import Method, Upload
+from fedecider.wire import Metric
 
 
 class PlainMean(Method):
     name, label, family = "plain-mean", "Plain mean", "federated"
     color, order = "#123456", 49
 
+    metrics = {"targets": Metric("count", 10**9)}
+
     def upload(self, client, round):
         return Upload(client.model.factors, {"targets": client.data.training.num_targets})
 
-    def aggregate(self, uploads, round):
+    def aggregate(self, uploads, round, absent=()):
         total = sum(upload.metrics["targets"] for upload in uploads.values())
         parts = [(u.metrics["targets"] / total, u.factors) for _, u in sorted(uploads.items())]
         mean = {
