@@ -43,7 +43,9 @@ class Client:
     """A client between rounds.
 
     `pending_directions` wait for the next round to begin; `best` is the state that validation
-    chose, `report` what the last training told.
+    chose, `report` what the last training told. What a method of it raises leaves the client out
+    of the round; then `fall_back` gives it its model of before, with which it may still receive
+    and validate.
     """
 
     def __init__(self, config: RunConfig, adapter: Adapter, domain: Domain):
@@ -57,21 +59,33 @@ class Client:
         self.best = Best(self.model)
         self.report = TrainingReport(torch.zeros(0), 0, 0.0, 0.0)
         self.progress: Progress | None = None
+        self.begin_round()
 
     # A round, in this order
+
+    def begin_round(self) -> None:
+        """Remember the state to fall back on; `local_update` does so by itself."""
+        # Training replaces a model's parts and changes none of them in place.
+        self._before = copy.copy(self.model), self.pending_directions
 
     def local_update(self, round: int) -> bytes:
         """Train locally in a round (1-based); the payload for the server, empty if none is sent.
 
         Raises FloatingPointError if training diverged.
         """
+        self.begin_round()
         self.report = self.method.fit(self, round)
         self.refuse_diverged(round)
         upload = self.method.upload(self, round)
         if upload is None:
             return b""
         dtype = self.config.direction.payload_dtype
-        return wire.encode(upload.factors, upload.metrics, dtype)
+        return wire.encode(upload.factors, upload.metrics, dtype, self.method.upload_norm)
+
+    def fall_back(self) -> None:
+        """Back to the model and the pending directions with which the round began."""
+        model, self.pending_directions = self._before
+        self.model = copy.copy(model)
 
     def receive(self, round: int, payloads: dict[str, bytes]) -> None:
         """Take in what the server sends, by source.
@@ -113,8 +127,12 @@ class Client:
     def refuse_diverged(self, round: int) -> None:
         """FloatingPointError unless the training loss and the update's norm are of use."""
         self._refuse("training", self.report.train_loss, round)
-        size = self.update_norm()
-        self._refuse("the update's norm", size if size <= wire.LARGEST_NORM else math.inf, round)
+        self._refuse("the update's norm", self.update_norm(), round)
+        largest = max(part.norm().item() for pair in self.model.factors.values() for part in pair)
+        # Nobody starts a round beyond the bound of payloads, so its own training led beyond twice
+        # of it.
+        bounded = largest <= 2 * wire.LARGEST_FACTOR
+        self._refuse("the update's norm", largest if bounded else math.inf, round)
 
     def _refuse(self, what: str, value: float, round: int) -> None:
         if not math.isfinite(value):

@@ -75,6 +75,12 @@ class TrainingConfig(Group):
 
     loss: str = Field("vocabulary", description="a name of fedecider.losses.LOSSES")
     rounds: int = Field(4, ge=1, description="communication rounds")
+    min_clients: int = Field(
+        1,
+        ge=1,
+        description="clients that a round needs: one that diverges, or whose payload is refused, "
+        "is left out of the round; with fewer left the run ends",
+    )
     local_epochs: int = Field(1, ge=1, description="passes over the client's data per round")
     batch_tokens: int = Field(1024, ge=8, description="tokens of one packed batch")
     lr: float = Field(1e-4, gt=0, description="AdamW's learning rate of A and B")

@@ -1,7 +1,8 @@
 """The loop of every method, in one process: train, send, aggregate, receive, validate; rank once.
 
-Clients and server share bytes alone. A run can be killed at any moment: the same call goes on from
-the last finished round and ends with the same numbers.
+Clients and server share bytes alone. A client that diverges, or whose payload is refused, is left
+out of the round (`rounds`). A run can be killed at any moment: the same call goes on from the last
+finished round and ends with the same numbers.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from fedecider.methods import Method, make
 from fedecider.rankers import RANKERS
 from fedecider.rankers.evaluate import write_ranks
 from fedecider.recorder import Recorder
+from fedecider.rounds import play_round
 from fedecider.server import Server
 
 
@@ -29,14 +31,18 @@ def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
 
     A finished run returns once its data are checked. Raises ValueError as `check` does and if the
     folder holds a run with other settings or other data (it is left untouched), FileNotFoundError
-    if the data or the model is missing. `backbone` saves loading it when several runs share a
-    process; on a GPU, call `engine.backbone.make_deterministic` before loading it.
+    if the data or the model is missing, and what `rounds.play_round` raises if too few clients are
+    left in a round. `backbone` saves loading it when several runs share a process; on a GPU, call
+    `engine.backbone.make_deterministic` before loading it.
     """
     check(config)
     method, folder = make(config), config.folder
     claim = config.stored() | {"settings": method.settings.model_dump(mode="json")}
     runs.claim(folder, claim)  # before reading the data, which may take minutes
     domains = read_domains(config.data.prepared, config.data.domains, **config.limits())
+    least = config.training.min_clients
+    if method.trains and least > len(domains):
+        raise ValueError(f"min_clients is {least}, but {config.data.prepared} has {len(domains)}")
     runs.claim(folder, claim, data_digest(domains), runs.method_info(method))
     if (folder / "result.json").exists():
         return folder
@@ -103,32 +109,11 @@ def _rounds(
         for round in range(last + 1, training.rounds + 1):
             for client in clients:
                 client.progress = _progress(bar, f"round {round} {client.name}")
-            _round(round, method, clients, server, recorder)
+            play_round(round, method, clients, server, recorder)
             # Before the state: a kill in between leaves an event that resuming drops, never a gap.
             recorder.events.append("round", round=round, time=runs.now())
             recorder.write()
             checkpoint.save_round(config.folder, round, clients)
-
-
-def _round(
-    round: int, method: Method, clients: Sequence[Client], server: Server, recorder: Recorder
-) -> None:
-    up = method.fit_all(clients, round)
-    updates = {client.name: client.adapter.updates(client.model.factors) for client in clients}
-    recorder.geometry(round, updates)
-    sizes = {client.name: client.update_norm() for client in clients}
-    down = server.aggregate(round, up)
-    for client in clients:
-        received = down.get(client.name, {})
-        client.receive(round, received)
-        recorder.client(
-            round,
-            client,
-            valid_loss=client.validate(round),
-            bytes_up=len(up.get(client.name, b"")),
-            bytes_down=sum(map(len, received.values())),
-            update_norm=sizes[client.name],
-        )
 
 
 def _progress(bar: tqdm, label: str):

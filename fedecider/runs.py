@@ -2,9 +2,11 @@
 
 config.json         every setting, as validated, a digest of the data, and the method's label,
                     family, colour and order
-events.jsonl        one JSON line per event: start, client, round, evaluated, finished
+events.jsonl        one JSON line per event: start, left out (a client of a round, and why), client,
+                    round, evaluated, finished
 rounds.csv          one row per client and round: losses, bytes up and down, seconds of training,
-                    norm of the update as trained, steps, peak memory (MiB) while it trained
+                    norm of the update as trained, steps, peak memory (MiB) while it trained; no
+                    training loss and no norm of a client that was left out of the round
 alphas.csv          one row per round, client, source and module
 geometry.csv        one row per round, module and pair of clients: norm and cosine of their updates
 checkpoint/         state after the last finished round (tensors and numbers)
@@ -168,7 +170,7 @@ def now() -> str:
 
 
 # Settings that may change between a start and a resumption without changing a number.
-_PLACES = ("folder", "prepared")
+_MAY_DIFFER = ("folder", "prepared", "min_clients")
 
 
 def claim(
@@ -192,7 +194,7 @@ def claim(
     differ = [
         f"{name} = {before.get(name)!r}, not {now.get(name)!r}"
         for name in {**now, **before}
-        if name not in _PLACES and before.get(name) != now.get(name)
+        if name not in _MAY_DIFFER and before.get(name) != now.get(name)
     ]
     if not differ and digest is not None and stored.data_digest != digest:
         kind = "other" if stored.data_digest else "unknown"  # older folders do not tell

@@ -15,6 +15,7 @@ import pandas as pd
 from fedecider import federation, runs
 from fedecider.config import RunConfig
 from fedecider.engine.backbone import Backbone
+from fedecider.wire import PayloadError
 
 
 def search(
@@ -38,7 +39,8 @@ def search(
         try:
             federation.run(RunConfig.of(**values), backbone)
             loss = best_loss(run)
-        except FloatingPointError:
+            loss = loss if math.isfinite(loss) else math.inf
+        except (FloatingPointError, PayloadError):  # too few clients were left
             loss = math.inf
         rows.append({**settings, "loss": loss, "run": run.name})
     table = pd.DataFrame(rows)
@@ -53,7 +55,7 @@ def search(
 def best_loss(run: Path) -> float:
     """Mean over clients of the best validation loss of a run."""
     rounds = pd.read_csv(run / "rounds.csv")
-    return float(rounds.groupby("client")["valid_loss"].min().mean())
+    return float(rounds.groupby("client")["valid_loss"].min().mean(skipna=False))
 
 
 def chosen(path: Path | str) -> dict:

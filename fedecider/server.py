@@ -20,24 +20,28 @@ class Server:
         self.config, self.shapes, self.method = config, shapes, make(config)
 
     def aggregate(self, round: int, payloads: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
-        """Uploads by client to downloads by receiver and source; empty payloads are left out.
+        """Uploads by client to downloads by receiver and source.
 
-        Raises `wire.PayloadError` for a payload that must not be used.
+        A client whose payload is empty has sent nothing, and gets what the others get. Raises
+        `wire.PayloadError`, which names its `sender`, for a payload that must not be used.
         """
         spec = payload_spec(self.config, self.method, self.shapes, round, up=True)
         uploads = {
-            client: Upload(wire.decode(payload, client, spec), wire.read_metrics(payload, client))
+            client: Upload(
+                wire.decode(payload, client, spec), wire.read_metrics(payload, client, spec)
+            )
             for client, payload in payloads.items()
             if payload
         }
         if not uploads:
             return {}
-        downloads = self.method.aggregate(uploads, round)
+        absent = [client for client, payload in payloads.items() if not payload]
+        downloads = self.method.aggregate(uploads, round, absent)
         encoded: dict[int, bytes] = {}  # what goes to several clients is encoded once
-        dtype = self.config.direction.payload_dtype
+        dtype, unit = self.config.direction.payload_dtype, self.method.download_norm
         for factors in (each for sources in downloads.values() for each in sources.values()):
             if id(factors) not in encoded:
-                encoded[id(factors)] = wire.encode(factors, dtype=dtype)
+                encoded[id(factors)] = wire.encode(factors, dtype=dtype, unit=unit)
         return {
             client: {source: encoded[id(factors)] for source, factors in sources.items()}
             for client, sources in downloads.items()

@@ -79,7 +79,8 @@ def test_an_update_of_a_norm_beyond_reason_is_divergence(data, backbone, tmp_pat
         size = client.update_norm()
         whole = [dense(pair) * run.adapter.gamma for pair in client.model.factors.values()]
         assert size == pytest.approx(math.sqrt(sum(w.square().sum().item() for w in whole)))
-        large = 2 * wire.LARGEST_NORM / size
+        smallest = min(pair.B.norm().item() for pair in client.model.factors.values())
+        large = 3 * wire.LARGEST_FACTOR / smallest
         client.model.factors = {n: p.scaled(large) for n, p in client.model.factors.items()}
         with pytest.raises(FloatingPointError, match="update's norm of games is inf after round 1"):
             client.refuse_diverged(1)

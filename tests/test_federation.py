@@ -133,8 +133,10 @@ def test_a_killed_run_goes_on_with_the_same_numbers(
     before = len((broken.folder / "events.jsonl").read_text().splitlines())
     with (broken.folder / "events.jsonl").open("a") as file:
         file.write('{"event": "cli')  # a line torn by the kill
-    again, plain = [], federation._round
-    monkeypatch.setattr(federation, "_round", lambda *args: again.append(args[0]) or plain(*args))
+    again, plain = [], federation.play_round
+    monkeypatch.setattr(
+        federation, "play_round", lambda *args: again.append(args[0]) or plain(*args)
+    )
     federation.run(broken, backbone)
     assert before and len(again) < 3  # it went on and did not begin again
     assert_same(finished(whole), finished(broken.folder))

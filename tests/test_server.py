@@ -49,7 +49,7 @@ def test_a_payload_without_the_methods_scalar_is_refused_with_its_client(method)
     parts = at.method.shared_factors(1)
     kept_home = dict.fromkeys(set("AB") - set(parts))
     sent = {n: p._replace(**kept_home) for n, p in factors(0).items()}
-    whole = wire.encode(sent, {NEEDED[method]: 3.0})
+    whole = wire.encode(sent, {NEEDED[method]: 3 if NEEDED[method] == "examples" else 3.0})
     assert at.aggregate(1, {"books": whole, "comics": whole})
     for other in ({}, {"size": 3.0}):
         payloads = {"books": whole, "comics": wire.encode(sent, other)}
@@ -69,14 +69,14 @@ def test_every_method_that_sends_a_scalar_is_looked_at(data, backbone, tmp_path)
 
 
 def test_an_unfit_payload_is_refused_with_its_client():
-    fit = wire.encode(factors(0), {"examples": 1.0})
+    fit = wire.encode(factors(0), {"examples": 1})
     for sent, said in (
-        (wire.encode({"m.k": factors(0)["m.q"]}, {"examples": 1.0}), "names 'm.k'"),
-        (wire.encode(factors(0, rank=3), {"examples": 1.0}), "has rank 3, at most 2 expected"),
+        (wire.encode({"m.k": factors(0)["m.q"]}, {"examples": 1}), "names 'm.k'"),
+        (wire.encode(factors(0, rank=3), {"examples": 1}), "has rank 3, at most 2 expected"),
         (fit[:-1], "no safetensors file"),
-        (wire.encode(factors(0), {"examples": -1.0}), "tells examples -1"),
-        (wire.encode(factors(0), {"examples": 1.0}, "bfloat16"), "bfloat16, not float32"),
-        (wire.encode({"m.q": factors(0)["m.q"]}, {"examples": 1.0}), "m.v is absent"),
+        (wire.encode(factors(0), {"examples": -1}), "tells examples -1"),
+        (wire.encode(factors(0), {"examples": 1}, "bfloat16"), "bfloat16, not float32"),
+        (wire.encode({"m.q": factors(0)["m.q"]}, {"examples": 1}), "m.v is absent"),
     ):
         with pytest.raises(PayloadError, match=said) as error:
             server("fedavg").aggregate(1, {"books": fit, "mallory": sent})
@@ -90,11 +90,14 @@ def test_updates_in_place_of_directions_are_refused():
     assert server("fedecider", send="update").aggregate(1, sent)
 
 
-def test_clients_that_send_nothing_get_nothing():
+def test_clients_that_send_nothing_get_what_the_others_get():
     assert server("fedavg").aggregate(1, {"books": b"", "comics": b""}) == {}
-    fit = wire.encode(factors(0), {"examples": 1.0})
+    fit = wire.encode(factors(0), {"examples": 1})
     down = server("fedavg").aggregate(1, {"books": fit, "comics": b""})
-    assert list(down) == ["books"]
+    assert list(down) == ["books", "comics"] and down["books"] == down["comics"]
+    assert list(server("lora-sim").aggregate(1, {"books": wire.encode(factors(0)), "x": b""})) == [
+        "books"
+    ]
 
 
 def test_what_goes_to_several_clients_is_encoded_once(monkeypatch):

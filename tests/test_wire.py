@@ -6,13 +6,20 @@ from safetensors.torch import save
 
 from fedecider import wire
 from fedecider.direction import LowRank, combine, direction, norm
-from fedecider.wire import PayloadError, PayloadSpec, encode, read_metrics
+from fedecider.wire import Metric, PayloadError, PayloadSpec, encode
 
 SHAPES = {"m.q": (4, 5), "m.v": (3, 5)}
 
 
+METRICS = {"examples": Metric("count", 100), "loss": Metric("positive", 50.0)}
+
+
 def decode(payload, sender="a", shapes=SHAPES, **expected):
     return wire.decode(payload, sender, PayloadSpec(shapes, **expected))
+
+
+def read_metrics(payload, sender="a", metrics=METRICS):
+    return wire.read_metrics(payload, sender, PayloadSpec(SHAPES, metrics=metrics))
 
 
 def factors(seed=0, rank=2):
@@ -52,19 +59,20 @@ def test_a_shrunken_direction_passes_only_where_truncation_is_set():
     sent = {name: direction(pair).scaled(0.9) for name, pair in factors().items()}
     with pytest.raises(PayloadError, match="frobenius norm is 0.9, not 1"):
         decode(encode(sent), unit="frobenius")
-    assert decode(encode(sent), unit="frobenius", whole=False)
+    assert decode(encode(sent), unit="frobenius", rank=3, truncate=2)
 
 
 def test_metrics_travel_with_the_factors():
     payload = encode(factors(), {"examples": 17, "loss": 2.5})
-    assert read_metrics(payload, "a") == {"examples": 17, "loss": 2.5}
-    assert decode(payload).keys() == SHAPES.keys()
-    assert read_metrics(encode(factors()), "a") == {}
-    for bad in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(PayloadError, match="payload of a tells examples"):
-            read_metrics(encode(factors(), {"examples": bad}), "a")
+    assert read_metrics(payload) == {"examples": 17, "loss": 2.5}
+    assert decode(payload, metrics=METRICS).keys() == SHAPES.keys()
+    assert read_metrics(encode(factors()), metrics={}) == {}
+    for name in METRICS:
+        for bad in (0, -1, float("nan"), float("inf")):
+            with pytest.raises(PayloadError, match=f"payload of a tells {name}"):
+                read_metrics(encode(factors(), {"examples": 1, "loss": 1.0, name: bad}))
     with pytest.raises(PayloadError, match="payload of a has a header that cannot be read"):
-        read_metrics(b"torn", "a")
+        read_metrics(b"torn")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
@@ -83,7 +91,7 @@ def test_one_part_alone_travels_and_the_other_never_does(part, dtype):
     with pytest.raises(PayloadError, match="stray tensor|scales of a must"):
         decode(encode(factors(), dtype=dtype), dtype=dtype, parts=part)
     huge = {name: pair._replace(**{part: getattr(pair, part) * 1e9}) for name, pair in half.items()}
-    with pytest.raises(PayloadError, match="at most 1e.06 expected"):
+    with pytest.raises(PayloadError, match="at most 10000 expected"):
         decode(encode(huge), parts=part)
 
 
@@ -142,7 +150,7 @@ def test_ranks_and_norms_beyond_reason_are_refused():
     with pytest.raises(PayloadError, match="m.q of a has rank 3, at most 2 expected"):
         decode(payload, rank=2)
     large = {"m.q": LowRank(torch.full((4, 1), 2e30), torch.ones(1, 5))}
-    with pytest.raises(PayloadError, match="m.q of a has norm .*e.30, at most 1e.06 expected"):
+    with pytest.raises(PayloadError, match="m.q.B of a has norm .*e.30, at most 10000 expected"):
         decode(encode(large))
 
 

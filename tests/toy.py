@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fedecider import federation
 from fedecider.adapter import Adapter
 from fedecider.client import Client, make_adapter
 from fedecider.config import RunConfig
@@ -19,6 +18,7 @@ from fedecider.engine.backbone import Backbone, load
 from fedecider.methods import make
 from fedecider.mixture import ClientModel
 from fedecider.recorder import Recorder
+from fedecider.rounds import play_round
 from fedecider.server import Server
 
 _WORDS = ["dragon", "garden", "silver", "harbour", "moon", "paper", "winter", "engine", "cat"]
@@ -98,7 +98,7 @@ class Rounds:
 
     def round(self, number: int) -> None:
         """Training, exchange and validation of every client."""
-        federation._round(number, self.method, self.clients, self.server, self.recorder)
+        play_round(number, self.method, self.clients, self.server, self.recorder)
 
     def models(self) -> dict[str, ClientModel]:
         """The clients' models as they are now; what training replaces stays in them."""

@@ -6,7 +6,7 @@ method is one file in this folder (see CONTRIBUTING.md): it is found by its clas
 configuration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,7 +18,7 @@ from fedecider.direction import NormKind
 from fedecider.domains import Domain
 from fedecider.mixture import ClientModel, initial_alpha
 from fedecider.training import ClientData, Progress, TrainingReport
-from fedecider.wire import PayloadError, PayloadSpec
+from fedecider.wire import Metric, PayloadError, PayloadSpec
 
 Family = Literal["no language model", "reference", "federated", "ablation"]
 
@@ -64,6 +64,10 @@ class MethodClient(Protocol):
         """Train and encode what goes up."""
         ...
 
+    def begin_round(self) -> None:
+        """Remember the state to fall back on, should the client be left out of the round."""
+        ...
+
     def refuse_diverged(self, round: int) -> None:
         """FloatingPointError if training went astray."""
         ...
@@ -80,6 +84,7 @@ class Method:
     trains: ClassVar[bool] = True  # False: no rounds
     learns_alpha: bool = False
     sends_directions: bool = False
+    sends_whole_loras: ClassVar[bool] = False  # every module at the run's rank, in each payload
     Settings: ClassVar[type[BaseModel]] = NoSettings
     grid: ClassVar[dict[str, list[Any]]] = {"lr": [5e-4, 1e-3, 2e-3]}  # values to try in a search
 
@@ -144,20 +149,43 @@ class Method:
         """The same for downloads."""
         return None
 
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Scalars that every upload has to tell, each with its kind and bound."""
+        return {}
+
     # On the server
 
-    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
-        """From decoded uploads to downloads."""
+    def aggregate(self, uploads: Uploads, round: int, absent: Sequence[str] = ()) -> Downloads:
+        """From decoded uploads to downloads.
+
+        `absent` are clients that sent nothing since they were left out of the round; they get what
+        the others get, where that is no one's own.
+        """
         return {}
 
     # In one process only
 
-    def fit_all(self, clients: Sequence[MethodClient], round: int) -> dict[str, bytes]:
+    def fit_all(
+        self,
+        clients: Sequence[MethodClient],
+        round: int,
+        diverged: Callable[[Any, FloatingPointError], None] | None = None,
+    ) -> dict[str, bytes]:
         """A round of training on every client; what each sends.
 
-        A reference that pools what clients keep apart overrides it.
+        `diverged` takes in a client whose training diverged, and the error; without it the error is
+        raised. A reference that pools what clients keep apart overrides this.
         """
-        return {client.name: client.local_update(round) for client in clients}
+        payloads = dict.fromkeys((client.name for client in clients), b"")
+        for client in clients:
+            try:
+                payloads[client.name] = client.local_update(round)
+            except FloatingPointError as error:
+                if diverged is None:
+                    raise
+                diverged(client, error)
+        return payloads
 
 
 @runtime_checkable
@@ -175,7 +203,7 @@ def sent_metric(uploads: Uploads, name: str) -> dict[str, float]:
     """A scalar that every client has to send, by client; PayloadError if one has not."""
     for client, upload in uploads.items():
         if name not in upload.metrics:
-            raise PayloadError(f"payload of {client} does not tell its {name}")
+            raise PayloadError(f"payload of {client} does not tell its {name}", client)
     return {client: upload.metrics[name] for client, upload in uploads.items()}
 
 
@@ -190,5 +218,7 @@ def payload_spec(
         rank=config.lora.rank,
         parts=method.shared_factors(round),
         unit=method.upload_norm if up else method.download_norm,
-        whole=direction.truncate is None,
+        truncate=direction.truncate,
+        complete=method.sends_whole_loras,
+        metrics=method.metrics if up else {},
     )

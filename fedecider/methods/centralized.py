@@ -16,8 +16,10 @@ class Centralized(Method):
     name, label, family = "centralized", "Centralized", "reference"
     color, order = "#555555", 30
 
-    def fit_all(self, clients, round):
-        """One LoRA on everybody's data."""
+    def fit_all(self, clients, round, diverged=None):
+        """One LoRA on everybody's data; if it diverges, every client has."""
+        for client in clients:
+            client.begin_round()
         first = clients[0]
         pooled = PooledData([client.data for client in clients])
         model = first.model
@@ -27,4 +29,4 @@ class Centralized(Method):
         for client in clients:
             client.model, client.report = copy.copy(model), report
             client.refuse_diverged(round)
-        return {}
+        return dict.fromkeys((client.name for client in clients), b"")

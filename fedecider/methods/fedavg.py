@@ -4,14 +4,17 @@ Up and down: A, B. The factors are averaged separately, as FedIT does, so the av
 products B A is not what comes out; that inexactness belongs to the method.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from fedecider.adapter import Factors
+from fedecider.config import RunConfig
 from fedecider.direction import LowRank
 from fedecider.methods.base import Downloads, Method, Upload, Uploads, sent_metric
-from fedecider.wire import PayloadError
+from fedecider.wire import Metric, PayloadError
+
+_MOST_EXAMPLES = 10**9  # of a client whose configuration sets no bound
 
 
 class FedAvg(Method):
@@ -19,6 +22,12 @@ class FedAvg(Method):
 
     name, label, family = "fedavg", "FedAvg", "federated"
     color, order = "#0072B2", 40
+    sends_whole_loras = True
+
+    @property
+    def metrics(self):
+        """The number of training targets, at most what the configuration lets a client have."""
+        return {"examples": Metric("count", most_examples(self.config))}
 
     def upload(self, client, round):
         """The raw factors that the method shares in this round, and the number of targets."""
@@ -26,15 +35,27 @@ class FedAvg(Method):
         factors = {name: pair._replace(**kept_home) for name, pair in client.model.factors.items()}
         return Upload(factors, {"examples": client.data.training.num_targets})
 
-    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
+    def aggregate(self, uploads: Uploads, round: int, absent: Sequence[str] = ()) -> Downloads:
         """sum_i w_i A_i and sum_i w_i B_i with w_i = n_i / sum n, the same for every client."""
         mean = average(uploads, example_shares(uploads))
-        return {client: {"global": mean} for client in uploads}
+        return {client: {"global": mean} for client in (*uploads, *absent)}
 
     def receive(self, client, downloads, round):
         """What comes replaces the client's own at once, and is what is validated."""
+        if len(downloads) != 1:
+            sources = ", ".join(downloads)
+            raise PayloadError(f"one LoRA is expected from the server, not those of {sources}")
         (received,) = downloads.values()
         client.model.factors = replaced(client.model.factors, received)
+
+
+def most_examples(config: RunConfig) -> int:
+    """Largest number of training targets that a client can have."""
+    data = config.data
+    if data.train_users is None or data.windows_per_user is None:
+        return _MOST_EXAMPLES
+    per_window = data.history if data.prompt_template == "history" else 1
+    return min(_MOST_EXAMPLES, data.train_users * data.windows_per_user * per_window)
 
 
 def example_shares(uploads: Uploads) -> dict[str, float]:
@@ -55,7 +76,8 @@ def average(uploads: Uploads, weights: Mapping[str, float | Mapping[str, float]]
     for client, modules in factors.items():
         if sorted(modules) != names:
             absent = sorted(set(names) - set(modules))
-            raise PayloadError(f"averaging needs every module of {client}, {absent[0]} is absent")
+            message = f"averaging needs every module of {client}, {absent[0]} is absent"
+            raise PayloadError(message, client)
     for name in names:
         shapes = {
             tuple(None if part is None else tuple(part.shape) for part in modules[name])

@@ -64,6 +64,8 @@ class FedDPA(FedAvg):
 
     def models_for(self, data, model, adapter, split) -> Served:
         """Users by their weight of the local LoRA, each group with its mixture."""
+        if model.local_lora is None:  # left out of every round so far: there is nothing to mix
+            return [(data.users(split), model)]
         groups = defaultdict(list)
         weights = self.local_weights(data, model, adapter, split)
         for user, weight in zip(data.users(split), weights, strict=True):

@@ -8,6 +8,7 @@ The ablations are two settings under their names: what is `shared` (direction or
 with gamma in B), and the `weights` (learned or uniform, c / (n - 1) each).
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -99,9 +100,13 @@ class FeDecider(Method):
             }
         return Upload(directions)
 
-    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
-        """Everyone gets everyone else's direction; nothing is averaged."""
-        factors = {client: upload.factors for client, upload in uploads.items()}
+    def aggregate(self, uploads: Uploads, round: int, absent: Sequence[str] = ()) -> Downloads:
+        """Everyone gets everyone else's direction; nothing is averaged.
+
+        Of an absent client everyone gets that it has none, so its weight waits as it is.
+        """
+        factors: dict[str, Factors] = {client: {} for client in absent}
+        factors |= {client: upload.factors for client, upload in uploads.items()}
         if self.sends_directions and self.config.direction.send == "update":
             factors = {client: self.directions(update) for client, update in factors.items()}
         return {

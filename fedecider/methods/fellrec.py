@@ -16,6 +16,7 @@ no number and is left out.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
@@ -23,6 +24,7 @@ from pydantic import Field
 from fedecider.adapter import Factors
 from fedecider.methods.base import Downloads, NoSettings, Upload, Uploads, sent_metric
 from fedecider.methods.fedavg import FedAvg, average
+from fedecider.wire import Metric
 
 
 class FELLRec(FedAvg):
@@ -41,12 +43,20 @@ class FELLRec(FedAvg):
     color, order = "#999933", 47
     grid = {"alpha": [0.1, 0.3, 0.7]}
 
+    @property
+    def metrics(self):
+        """The training loss, nats per token."""
+        return {"loss": Metric("positive", 1e6)}
+
     def upload(self, client, round):
         """The raw factors, and the mean training loss of the round, nats per token."""
         return Upload(client.model.factors, {"loss": client.report.train_loss})
 
-    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
-        """The formula above; A and B are averaged separately."""
+    def aggregate(self, uploads: Uploads, round: int, absent: Sequence[str] = ()) -> Downloads:
+        """The formula above; A and B are averaged separately.
+
+        A client that sent nothing resembles nobody: it gets nothing and keeps its own.
+        """
         clients, losses = sorted(uploads), sent_metric(uploads, "loss")
         similarity = attention([_flat(uploads[client].factors) for client in clients])
         warm = self.warm_up([losses[client] for client in clients], round)

@@ -5,6 +5,8 @@ sum of their updates, sum_i w_i gamma B_i A_i with w_i = n_i / sum n. Every clie
 frozen weights and starts a fresh LoRA each round.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from fedecider.direction import canonical, stack
@@ -21,14 +23,14 @@ class FLoRA(FedAvg):
     name, label = "flora", "FLoRA"
     color, order = "#CC79A7", 43
 
-    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
+    def aggregate(self, uploads: Uploads, round: int, absent: Sequence[str] = ()) -> Downloads:
         """Every client's pair, B scaled by its weight: side by side they are the weighted sum."""
         shares = example_shares(uploads)
         scaled = {
             client: {name: pair.scaled(shares[client]) for name, pair in upload.factors.items()}
             for client, upload in uploads.items()
         }
-        return {client: scaled for client in uploads}
+        return {client: scaled for client in (*uploads, *absent)}
 
     def receive(self, client, downloads, round):
         """Fold the stack in, and start anew: A drawn for this client and round, B = 0."""

@@ -8,6 +8,8 @@ and A and B are averaged separately with them. The paper shows this as a way tha
 how related domains are; only its name is public, the formula is our reconstruction.
 """
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 
@@ -28,17 +30,26 @@ class LoRASim(FedAvg):
     color, order = "#44AA99", 46
     grid = {"temperature": [0.1, 0.3, 1.0]}
 
+    @property
+    def metrics(self):
+        """None."""
+        return {}
+
     def upload(self, client, round):
         """The raw factors alone."""
         return Upload(client.model.factors)
 
-    def aggregate(self, uploads: Uploads, round: int) -> Downloads:
-        """Layer-wise softmax of cosines; a zero update counts as an orthogonal one."""
+    def aggregate(self, uploads: Uploads, round: int, absent: Sequence[str] = ()) -> Downloads:
+        """Layer-wise softmax of cosines; a zero update counts as an orthogonal one.
+
+        A client that sent nothing resembles nobody: it gets nothing and keeps its own.
+        """
         clients = sorted(uploads)
         similarities = cosines(gram([uploads[client].factors for client in clients]))
         temperature = self.settings.temperature
         shares = {
-            name: torch.softmax(cosine.nan_to_num(0.0) / temperature, dim=1).tolist()
+            # Infinite where the square of a tiny update underflows.
+            name: torch.softmax(cosine.nan_to_num(0.0, 0.0, 0.0) / temperature, dim=1).tolist()
             for name, cosine in similarities.items()
         }
         downloads: Downloads = {}
