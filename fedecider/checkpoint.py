@@ -145,7 +145,7 @@ def save_model(folder: Path, model: ClientModel, adapter: Adapter) -> None:
     adapter.save(folder)
     if any(model.peer_directions.values()) or model.local_lora:
         rest = ClientModel({}, model.peer_directions, model.alpha, model.local_lora)
-        sources = ",".join(sorted(model.peer_directions))
+        sources = json.dumps(sorted(model.peer_directions))
         with runs.atomic(folder / "mixture.safetensors") as beside:
             save_file(flatten(rest), beside, {"sources": sources})
 
@@ -156,7 +156,7 @@ def load_model(folder: Path) -> ClientModel:
     model = ClientModel({})
     if mixture.exists():
         with safe_open(mixture, "pt") as file:
-            sources = list(filter(None, file.metadata()["sources"].split(",")))
+            sources = json.loads(file.metadata()["sources"])
         model = unflatten(load_file(mixture), sources)
     adapter = load_file(folder / "adapter_model.safetensors")
     for name in sorted(adapter):

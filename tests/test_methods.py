@@ -1,21 +1,15 @@
-"""Every method of section 5 as a whole run: what travels, its steps, its special cases."""
-
-import json
+"""What all methods have in common: the table of section 5, what travels, steps, special cases."""
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from safetensors.torch import load as load_payload
 from safetensors.torch import load_file
-from test_federation import Bar, make
-from toy import config, write_domains
+from toy import Rounds, config, write_domains
 
-from fedecider import federation, runs, wire
-from fedecider.client import entered, token_losses
-from fedecider.direction import LowRank, cosine, norm
-from fedecider.gram import cosines, gram
-from fedecider.methods import METHODS
+from fedecider import federation, results, wire
+from fedecider.client import Client
+from fedecider.methods import METHODS, Method
 
 # Section 5's table: parts that go up, and parts that come down from how many sources (n = 3).
 UP = {
@@ -34,7 +28,8 @@ UP = {
     "fedecider-no-both": "AB",
 }
 DOWN = {**UP, "flora": "AB" * 3} | {name: UP[name] * 2 for name in UP if "fedecider" in name}
-SILENT = ("zero-shot", "als", "local", "centralized")
+UNTRAINED = ("popularity", "als", "zero-shot")
+SILENT = (*UNTRAINED, "local", "centralized")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +39,30 @@ def alone(tmp_path_factory):
 
 def test_the_table_of_methods_is_that_of_section_5():
     assert set(METHODS) == set(UP) | set(SILENT)
+    assert {name for name in METHODS if not METHODS[name].trains} == set(UNTRAINED)
+
+
+def test_every_method_says_what_it_is_called_and_drawn_with():
+    """Methods sort by order, a line a method: no two share a label, colour or place."""
+    classes = list(METHODS.values())
+    for attribute in ("name", "label", "color", "order"):
+        values = [getattr(method, attribute) for method in classes]
+        assert len(set(values)) == len(values), attribute
+    assert [method.order for method in classes] == sorted(method.order for method in classes)
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert (method.family == "ablation") == method.label.startswith("– ")
+        assert len(method.color) == 7 and int(method.color.removeprefix("#"), 16) >= 0
+        assert method.family in ("no language model", "reference", "federated", "ablation")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_searches_try_settings_that_exist(method, data, tmp_path):
+    """Every value of a grid makes a run that would not be refused."""
+    for name, values in METHODS[method].grid.items():
+        assert values
+        for value in values:
+            federation.check(config(data, tmp_path / "x", method, **{name: value}))
 
 
 @pytest.mark.parametrize("method", UP)
@@ -52,21 +71,20 @@ def test_bytes_are_exactly_those_of_the_table(method, data, backbone, tmp_path, 
     payloads = {"up": [], "down": []}
     plain, phase = wire.decode, {"now": "up"}
 
-    def spy(payload, shapes, sender, *more, **expected):
+    def spy(payload, sender, spec):
         payloads[phase["now"]].append(payload)
-        return plain(payload, shapes, sender, *more, **expected)
+        return plain(payload, sender, spec)
 
-    monkeypatch.setattr(federation.wire, "decode", spy)
-    run = make(data, tmp_path, backbone, method)
-    aggregate = run.method.aggregate
+    monkeypatch.setattr(wire, "decode", spy)
+    with Rounds(data, tmp_path, backbone, method) as run:
+        aggregate = run.server.method.aggregate
 
-    def aggregated(*args):
-        phase["now"] = "down"
-        return aggregate(*args)
+        def aggregated(*args):
+            phase["now"] = "down"
+            return aggregate(*args)
 
-    monkeypatch.setattr(run.method, "aggregate", aggregated)
-    with run.adapter:
-        run._round(1, Bar())
+        monkeypatch.setattr(run.server.method, "aggregate", aggregated)
+        run.round(1)
     clients = len(run.clients)
     shapes = {name: (pair.B, pair.A) for name, pair in run.adapter.initial.items()}
     size = {
@@ -75,7 +93,7 @@ def test_bytes_are_exactly_those_of_the_table(method, data, backbone, tmp_path, 
     }
     assert len(payloads["up"]) == clients
     assert len(payloads["down"]) * len(UP[method]) == clients * len(DOWN[method])
-    table = pd.DataFrame(run.rounds).set_index("client")
+    table = pd.DataFrame(run.rows).set_index("client")
     for way, parts in (("up", UP[method]), ("down", DOWN[method])):
         for payload in payloads[way]:
             names = set(load_payload(payload))
@@ -85,21 +103,39 @@ def test_bytes_are_exactly_those_of_the_table(method, data, backbone, tmp_path, 
         assert table[f"bytes_{way}"].sum() == sum(map(len, payloads[way]))
 
 
+def test_bytes_are_those_of_the_table(backbone, data, tmp_path):
+    """up: fedavg A, B and fedecider D; down: A, B and (n - 1) x D; a direction is as large."""
+    size = {}
+    for method in ("zero-shot", "local", "fedavg", "fedecider"):
+        folder = federation.run(config(data, tmp_path / method, method), backbone)
+        rounds = results.rounds(folder)
+        size[method] = rounds[["bytes_up", "bytes_down"]].drop_duplicates().to_numpy().tolist()
+    assert size["zero-shot"] == [] and size["local"] == [[0, 0]]
+    (up, down) = size["fedavg"][0]
+    # Up goes the number of examples, too, in the payload's header.
+    assert size["fedavg"] == [[up, down]] and 0 < up - down < 64
+    assert size["fedecider"] == [[down, 2 * down]]
+    # The payload proper: r (d_in + d_out) float32 per module, and safetensors' header.
+    pairs = load_file(next((tmp_path / "fedavg").glob("adapters/books/*.safetensors")))
+    assert 0 < up - sum(tensor.numel() * 4 for tensor in pairs.values()) < 2000
+
+
 @pytest.mark.parametrize("method", SILENT)
 def test_nothing_travels_where_nothing_is_shared(method, data, backbone, tmp_path):
     folder = federation.run(config(data, tmp_path / "run", method), backbone)
-    table = runs.rounds(folder)
+    table = results.rounds(folder)
     assert not table[["bytes_up", "bytes_down"]].to_numpy().any()
-    assert len(table) == (6 if METHODS[method].rounds_needed else 0)
+    assert len(table) == (6 if METHODS[method].trains else 0)
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"zero-shot", "als"}))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - set(UNTRAINED)))
 def test_all_methods_make_the_same_number_of_local_steps(method, data, backbone, tmp_path):
     folder = federation.run(config(data, tmp_path / "run", method, rankers=[]), backbone)
-    steps = runs.rounds(folder).groupby("round")["steps"].agg(list).tolist()
+    steps = results.rounds(folder).groupby("round")["steps"].agg(list).tolist()
     local = federation.run(config(data, tmp_path / "local", "local", rankers=[]), backbone)
-    expected = runs.rounds(local).groupby("round")["steps"].agg(list).tolist()
-    if METHODS[method].pooled:  # one model makes the steps of all, up to the last pack's filling
+    expected = results.rounds(local).groupby("round")["steps"].agg(list).tolist()
+    if METHODS[method].fit_all is not Method.fit_all:
+        # One model makes the steps of all, up to the last pack's filling.
         assert all(abs(a[0] - sum(b)) <= len(b) for a, b in zip(steps, expected, strict=True))
     else:
         assert steps == expected
@@ -107,46 +143,43 @@ def test_all_methods_make_the_same_number_of_local_steps(method, data, backbone,
 
 def test_steps_are_counted_where_they_are_made(data, backbone, tmp_path, monkeypatch):
     """A method that trained twice as long would show it."""
-    monkeypatch.setattr(METHODS["feddpa"], "stages", lambda *args: [(0.0, 1.0), (0.0, 1.0)])
-    found = {}
+    plain = Client.fit
+
+    def whole(client, round, **options):
+        return plain(client, round, **options | {"share": (0.0, 1.0)})
+
+    monkeypatch.setattr(Client, "fit", whole)
+    steps = {}
     for method in ("local", "feddpa"):
         folder = federation.run(config(data, tmp_path / method, method, rankers=[]), backbone)
-        found[method] = runs.rounds(folder)["steps"].to_numpy()
-    assert (found["feddpa"] == 2 * found["local"]).all()
-
-
-def test_feddpa_trains_its_local_lora_also_in_a_round_of_one_step(data, backbone, tmp_path):
-    run = make(data, tmp_path, backbone, "feddpa", batch_tokens=10**6)
-    with run.adapter:
-        run._round(1, Bar())
-        client = run.clients[0]
-        assert any(pair.B.any() for pair in client.model.personal.values())
-
-
-def test_feddpa_serves_the_same_mixture_again_and_keeps_one_cache_for_all_groups(
-    data, backbone, tmp_path
-):
-    run = make(data, tmp_path, backbone, "feddpa")
-    with run.adapter:
-        run._round(1, Bar())
-        client = run.clients[0]
-        served = {}
-        for split in ("valid", "test", "test"):
-            for _, model in run.method.served(client.data, client.model, run.adapter, split):
-                weight = model.alpha.unique().item()
-                assert served.setdefault(weight, model) is model
+        steps[method] = results.rounds(folder)["steps"].to_numpy()
+    assert (steps["feddpa"] == 2 * steps["local"]).all()
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fellrec", "flora", "fedecider", "local"])
-def test_a_diverged_run_says_so_before_anything_travels(method, data, backbone, tmp_path):
+def test_a_diverged_run_says_so_before_anything_travels(
+    method, data, backbone, tmp_path, monkeypatch
+):
+    def travels(*args, **kwargs):
+        raise AssertionError("a client that diverged must send nothing")
+
+    monkeypatch.setattr(wire, "encode", travels)
     settings = config(data, tmp_path / "run", method, lr=1e30, rankers=[])
-    with pytest.raises(FloatingPointError, match=r"learning rate 1e\+30 may be too high"):
+    said = r"of books is (nan|inf) after round 1: the learning rate 1e\+30 may be too high"
+    with pytest.raises(FloatingPointError, match=said):
+        federation.run(settings, backbone)
+
+
+def test_a_diverged_pooled_model_is_told_as_the_clients(data, backbone, tmp_path):
+    settings = config(data, tmp_path / "run", "centralized", lr=1e30, rankers=[])
+    said = r"of books is (nan|inf) after round 1: the learning rate 1e\+30 may be too high"
+    with pytest.raises(FloatingPointError, match=said):
         federation.run(settings, backbone)
 
 
 def test_settings_of_directions_are_refused_where_none_are_sent(data, tmp_path):
     for method in ("fedavg", "fedecider-no-direction", "fedecider-no-both"):
-        for field in ({"truncate": 1}, {"noise": 0.1}):
+        for field in ({"truncate": 1}, {"direction_noise": 0.1}):
             with pytest.raises(ValueError, match=f"{method} sends no directions"):
                 federation.run(config(data, tmp_path / "x", method, **field))
 
@@ -158,81 +191,30 @@ def test_settings_of_directions_are_refused_where_none_are_sent(data, tmp_path):
 )
 def test_with_one_client_it_is_local(method, alone, backbone, tmp_path):
     """By definition: an average over one is that one, and there are no others to learn from."""
-    found = {}
+    losses = {}
     for name in ("local", method):
         folder = federation.run(config(alone, tmp_path / name, name, rankers=[]), backbone)
-        found[name] = runs.rounds(folder)[["train_loss", "valid_loss", "update_norm"]].to_numpy()
-    np.testing.assert_allclose(found[method], found["local"], rtol=2e-6)
+        table = results.rounds(folder)
+        losses[name] = table[["train_loss", "valid_loss", "update_norm"]].to_numpy()
+    np.testing.assert_allclose(losses[method], losses["local"], rtol=2e-6)
 
 
-def test_flora_with_one_client_is_local_for_a_round(alone, backbone, tmp_path):
-    """Then it starts a fresh LoRA on top, which local does not."""
-    found = {}
-    for name in ("local", "flora"):
-        folder = federation.run(config(alone, tmp_path / name, name, rankers=[]), backbone)
-        found[name] = runs.rounds(folder).set_index("round")["valid_loss"]
-    assert found["flora"][1] == pytest.approx(found["local"][1], rel=1e-5)
-    assert found["flora"][2] != pytest.approx(found["local"][2], rel=1e-5)
+def test_a_methods_own_settings_are_checked_in_one_sentence(data, tmp_path):
+    for method, own, said in (
+        ("fedprox", {"nu": 1}, "fedprox has no setting 'nu'; its own are: mu"),
+        ("fedavg", {"mu": 1}, "fedavg has no setting 'mu'; its own are: none"),
+        ("fedprox", {"mu": -1}, "mu of fedprox: .* greater than or equal to 0, not -1"),
+        ("fedecider-no-both", {"weights": "learned"}, "weights of fedecider-no-both: .*'uniform'"),
+    ):
+        with pytest.raises(ValueError, match=said) as error:
+            federation.check(config(data, tmp_path / "x", method, **own))
+        assert "\n" not in str(error.value)
 
 
-def test_noise_on_directions_keeps_them_unit_and_needs_the_client(data, backbone, tmp_path):
-    found = {}
-    for noise in (0.0, 0.5):
-        run = make(data, tmp_path / str(noise), backbone, "fedecider", noise=noise)
-        with run.adapter:
-            run._round(1, Bar())
-            client = run.clients[0]
-            found[noise] = client.incoming
-        assert all(
-            norm(pair).item() == pytest.approx(1, abs=1e-4)
-            for factors in client.incoming.values()
-            for pair in factors.values()
-        )
-    for source, factors in found[0.0].items():
-        for name, pair in factors.items():
-            near = cosine(pair, found[0.5][source][name]).item()
-            assert 0.6 < near < 0.99  # 1 / sqrt(1 + 0.25) = 0.89
-    with pytest.raises(ValueError, match="needs send = direction"):
-        config(data, tmp_path / "x", noise=0.1, send="update")
-
-
-def test_geometry_holds_norms_and_cosines_of_the_trained_updates(data, backbone, tmp_path):
-    folder = federation.run(config(data, tmp_path / "run", "local", rankers=[]), backbone)
-    table = runs.geometry(folder)
-    state = json.loads((folder / "checkpoint/state.json").read_text())
-    tensors = load_file(folder / "checkpoint" / state["tensors"])
-    last = table[table["round"] == 2].set_index(["layer", "client", "other"])
-    names = sorted(set(table["layer"]))
-
-    def update(client, name):
-        part = {p: tensors[f"{client}/model/own/{name}/{p}"] for p in "AB"}
-        return LowRank(part["B"] * 8.0, part["A"])  # gamma = lora_alpha / r = 16 / 2
-
-    for name in names:
-        one, two = update("books", name), update("games", name)
-        row = last.loc[(name, "books", "games")]
-        assert row["cosine"] == pytest.approx(cosine(one, two).item(), abs=1e-5)
-        assert row["norm"] == pytest.approx(norm(one).item(), rel=1e-4)
-        assert last.loc[(name, "books", "books")]["cosine"] == pytest.approx(1, abs=1e-5)
-    whole = sum(norm(update("books", name)).item() ** 2 for name in names) ** 0.5
-    books = runs.rounds(folder).query("client == 'books' and round == 2")
-    assert books["update_norm"].item() == pytest.approx(whole, rel=1e-4)
-    assert cosines(gram([{"m": update("books", names[0])}]))["m"].item() == pytest.approx(1)
-
-
-def test_models_are_served_outside_their_training_mixture(unlike, backbone, tmp_path):
-    """feddpa's validation loss is that of the served mixture, not of the global LoRA."""
-    run = make(unlike, tmp_path, backbone, "feddpa")
-    with run.adapter:
-        run._round(1, Bar())
-        client = run.clients[0]
-        total = count = 0.0
-        place = {user: n for n, user in enumerate(client.data.valid_users)}
-        for users, model in run.method.served(client.data, client.model, run.adapter, "valid"):
-            with entered(model.mixture(run.adapter, run.config)), torch.no_grad():
-                for user in users:
-                    losses = token_losses(
-                        run.adapter, client.data.valid_trunk, client.data.validation, [place[user]]
-                    )
-                    total, count = total + losses.sum().item(), count + len(losses)
-        assert run.rounds[0]["valid_loss"] == pytest.approx(total / count, rel=1e-5)
+def test_an_aggregate_depends_on_no_order_of_arrival(unlike, backbone, tmp_path):
+    for method in UP:
+        with Rounds(unlike, tmp_path / method, backbone, method) as run:
+            up = run.method.fit_all(run.clients, 1)
+            backwards = dict(reversed(up.items()))
+            assert list(up) != list(backwards)
+            assert run.server.aggregate(1, up) == run.server.aggregate(1, backwards)

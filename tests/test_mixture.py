@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-from peft import PeftModel
-from toy import write_domains
 
 from fedecider.adapter import Adapter
-from fedecider.backbone import load
 from fedecider.direction import LowRank, combine, direction, inner
-from fedecider.likelihood import nll
+from fedecider.engine.backbone import load
+from fedecider.engine.cross_entropy import nll
+from fedecider.engine.packing import PackedBatch, PromptTree
 from fedecider.mixture import Mixture, group_index, initial_alpha
-from fedecider.sequences import Forest, Tree
-from fedecider.trunk import compute
 
 IDS = [0, *range(20, 60)]
 
@@ -43,10 +40,13 @@ def as_directions(factors):
     return {name: direction(update) for name, update in factors.items()}
 
 
+def embedded(backbone, ids):
+    """One sequence with its states below the first block."""
+    return PackedBatch([PromptTree(ids)], backbone.embed(torch.tensor(ids))[0])
+
+
 def loss(adapter, ids=IDS):
-    forest = Forest([Tree(ids[:-1])])
-    states = adapter.backbone.embed(forest.ids)[0]
-    hidden = adapter.hidden(states, forest)
+    hidden = adapter.hidden(embedded(adapter.backbone, ids[:-1]))
     return nll(hidden, adapter.backbone.head, torch.tensor(ids[1:])).mean()
 
 
@@ -55,16 +55,15 @@ def test_alpha_zero_is_bit_equal_to_plain_lora(dtype):
     plain = load("tiny", "cpu", dtype)
     with Adapter(plain, 2, 4, ["q_proj", "v_proj"]) as adapter:
         adapter.load(some_factors(adapter, 3))
-        foreign = {"a": as_directions(some_factors(adapter, 4)), "b": some_factors(adapter, 5)}
-        forest = Forest([Tree(IDS)])
-        states = plain.embed(forest.ids)[0]
+        peers = {"a": as_directions(some_factors(adapter, 4)), "b": some_factors(adapter, 5)}
+        batch = embedded(plain, IDS)
         with torch.no_grad():
-            own = adapter.hidden(states, forest)
-            with Mixture(adapter, foreign, torch.zeros(1, 2)):
-                mixed = adapter.hidden(states, forest)
-            with Mixture(adapter, foreign, torch.ones(1, 2)):
-                moved = adapter.hidden(states, forest)
-            after = adapter.hidden(states, forest)
+            own = adapter.hidden(batch)
+            with Mixture(adapter, peers, torch.zeros(1, 2)):
+                mixed = adapter.hidden(batch)
+            with Mixture(adapter, peers, torch.ones(1, 2)):
+                moved = adapter.hidden(batch)
+            after = adapter.hidden(batch)
         assert torch.equal(own, mixed) and torch.equal(own, after)
         assert not torch.equal(own, moved)
 
@@ -73,14 +72,14 @@ def test_alpha_zero_is_bit_equal_to_plain_lora(dtype):
 def test_mixture_equals_the_dense_sum(adapter, scope):
     """y = W0 x + gamma B A x + sum_j alpha_j D_j x, with other ranks and absent modules."""
     own = some_factors(adapter, 6)
-    foreign = {
+    peers = {
         "x": as_directions(some_factors(adapter, 7, rank=3)),
         "y": as_directions(some_factors(adapter, 8, rank=1, only="v_proj")),
     }
     rows = max(group_index(adapter, scope).values()) + 1
     alpha = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     adapter.load(own)
-    with torch.no_grad(), Mixture(adapter, foreign, alpha, scope):
+    with torch.no_grad(), Mixture(adapter, peers, alpha, scope):
         mixed = loss(adapter)
     adapter.load(adapter.initial)  # B = 0: what is left is W0
     before = {}
@@ -91,9 +90,9 @@ def test_mixture_equals_the_dense_sum(adapter, scope):
             weights = alpha[group_index(adapter, scope)[name]]
             parts = [own[name].scaled(adapter.gamma)]
             parts += [
-                foreign[source][name].scaled(weights[place])
-                for place, source in enumerate(sorted(foreign))
-                if name in foreign[source]
+                peers[source][name].scaled(weights[place])
+                for place, source in enumerate(sorted(peers))
+                if name in peers[source]
             ]
             total = combine(parts, [1.0] * len(parts))
             weight += total.B @ total.A
@@ -108,19 +107,19 @@ def test_mixture_equals_the_dense_sum(adapter, scope):
 def test_lemma_3_alpha_gradient_is_the_inner_product(adapter, scope):
     """dF / d alpha_ij = <grad F(W), D_j>_F, summed over the layers that share alpha_ij."""
     adapter.load(some_factors(adapter, 9))
-    foreign = {
+    peers = {
         name: as_directions(some_factors(adapter, seed)) for name, seed in (("p", 1), ("q", 2))
     }
     groups = group_index(adapter, scope)
     alpha = torch.full((max(groups.values()) + 1, 2), 0.3, dtype=torch.float64)
     weights = [module.base_layer.weight.requires_grad_(True) for module in adapter.modules.values()]
-    mixture = Mixture(adapter, foreign, alpha, scope)
+    mixture = Mixture(adapter, peers, alpha, scope)
     with mixture:
         loss(adapter).backward()
     expected = torch.zeros_like(alpha)
     for (name, row), weight in zip(groups.items(), weights, strict=True):
-        for place, source in enumerate(sorted(foreign)):
-            pair = foreign[source][name]
+        for place, source in enumerate(sorted(peers)):
+            pair = peers[source][name]
             expected[row, place] += (weight.grad * (pair.B @ pair.A)).sum()
         weight.requires_grad_(False)
         weight.grad = None
@@ -150,8 +149,8 @@ def test_proposition_2_harmful_directions_lose_weight(adapter):
     name = next(name for name in adapter.names if "v_proj" in name)
     slope = low_rank(dense_gradient(adapter, name))
     harmful, beneficial = direction(slope), direction(slope.scaled(-1.0))
-    foreign = {"bad": {name: harmful}, "good": {name: beneficial}}
-    mixture = Mixture(adapter, foreign, torch.full((1, 2), 0.1))
+    peers = {"bad": {name: harmful}, "good": {name: beneficial}}
+    mixture = Mixture(adapter, peers, torch.full((1, 2), 0.1))
     optimizer = torch.optim.SGD([mixture.alpha], lr=0.01)
     with mixture:
         before = loss(adapter)
@@ -184,7 +183,7 @@ def test_proposition_1_learned_weights_are_no_worse_than_fixed_ones(adapter, see
     adapter.load(adapter.initial)
     generator = torch.Generator().manual_seed(seed)
     data = [[0, *torch.randint(20, 60, (40,), generator=generator).tolist()] for _ in range(3)]
-    foreign = {str(j): as_directions(some_factors(adapter, 10 * seed + j)) for j in range(3)}
+    peers = {str(j): as_directions(some_factors(adapter, 10 * seed + j)) for j in range(3)}
     fixed = torch.cat(
         [
             torch.full((1, 3), 1 / 3),  # uniform
@@ -201,12 +200,12 @@ def test_proposition_1_learned_weights_are_no_worse_than_fixed_ones(adapter, see
     values = []
     for weights in fixed:
         aggregate = {
-            name: combine([foreign[source][name] for source in sorted(foreign)], weights.tolist())
+            name: combine([peers[source][name] for source in sorted(peers)], weights.tolist())
             for name in adapter.names
         }
         with torch.no_grad(), Mixture(adapter, {"all": aggregate}, torch.ones(1, 1)):
             values.append(objective().item())
-    mixture = Mixture(adapter, foreign, fixed[:1])
+    mixture = Mixture(adapter, peers, fixed[:1])
     optimizer = torch.optim.LBFGS([mixture.alpha], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure():
@@ -223,11 +222,11 @@ def test_proposition_1_learned_weights_are_no_worse_than_fixed_ones(adapter, see
 
 
 def test_nonnegative_alpha_is_projected(adapter):
-    foreign = {"a": as_directions(some_factors(adapter, 1))}
-    mixture = Mixture(adapter, foreign, torch.full((1, 1), -0.5), sign="nonnegative")
+    peers = {"a": as_directions(some_factors(adapter, 1))}
+    mixture = Mixture(adapter, peers, torch.full((1, 1), -0.5), sign="nonnegative")
     mixture.project()
     assert mixture.alpha.item() == 0
-    free = Mixture(adapter, foreign, torch.full((1, 1), -0.5))
+    free = Mixture(adapter, peers, torch.full((1, 1), -0.5))
     free.project()
     assert free.alpha.item() == -0.5
 
@@ -244,65 +243,8 @@ def test_initial_alpha_is_a_share_of_the_own_norm(adapter):
     assert shared.shape == (1, 2) and shared[0, 0] == pytest.approx(alpha[:, 0].mean().item())
 
 
-def test_adapter_start_depends_on_the_seed_alone(backbone):
-    def start(seed):
-        torch.manual_seed(torch.randint(1000, ()).item())  # whatever was drawn before
-        with Adapter(backbone, 2, 4, ["q_proj"], seed=seed) as adapter:
-            return adapter.initial
-
-    first, again, other = start(5), start(5), start(6)
-    for name in first:
-        assert torch.equal(first[name].A, again[name].A)
-        assert not torch.equal(first[name].A, other[name].A)
-        assert (first[name].B == 0).all()
-
-
-def test_loading_refuses_missing_keys_and_wrong_shapes(adapter):
-    partial = dict(adapter.initial)
-    name, pair = partial.popitem()
-    with pytest.raises(KeyError, match=name.replace(".", r"\.")):
-        adapter.load(partial)
-    with pytest.raises(ValueError, match="shape"):
-        adapter.load({**partial, name: LowRank(pair.B[:, :1], pair.A[:1])})
-
-
-def test_own_lora_is_a_plain_peft_adapter(tmp_path):
-    """Saved by save_pretrained, loaded by a user who knows PEFT alone."""
-    ids = torch.tensor([IDS])
-    backbone = load("tiny", "cpu", "float32")
-    with Adapter(backbone, 2, 4, ["q_proj", "v_proj"], top_layers=1) as adapter:
-        adapter.load({n: p.to(torch.float32) for n, p in some_factors(adapter, 13).items()})
-        adapter.save(tmp_path)
-        with torch.no_grad():
-            ours = adapter.peft(ids).logits
-    with torch.no_grad():
-        plain = backbone.model(ids).logits
-        theirs = PeftModel.from_pretrained(load("tiny", "cpu", "float32").model, tmp_path)
-        assert torch.equal(theirs(ids).logits, ours)
-    assert not torch.equal(plain, ours)
-
-
-def test_closing_gives_the_backbone_back(backbone):
-    names = [name for name, _ in backbone.model.named_parameters()]
-    with Adapter(backbone, 2, 4, ["q_proj"]):
-        assert any("lora" in name for name, _ in backbone.model.named_parameters())
-    assert [name for name, _ in backbone.model.named_parameters()] == names
-
-
-def test_bad_settings_are_named(backbone, adapter):
-    with pytest.raises(ValueError, match="top_layers must be 1 to 2"):
-        Adapter(backbone, 2, 4, ["q_proj"], top_layers=3)
+def test_bad_settings_are_named(adapter):
     with pytest.raises(ValueError, match=r"alpha must have shape \(1, 1\)"):
         Mixture(adapter, {"a": {}}, torch.zeros(2, 1))
     with pytest.raises(ValueError, match="client, layer or module, got 'all'"):
         group_index(adapter, "all")
-
-
-def test_trunk_and_upper_blocks_make_the_whole_model(backbone, tmp_path):
-    write_domains(tmp_path)  # only to prove that the helper works without a federation
-    forest = Forest([Tree(IDS), Tree(IDS[:7])])
-    with Adapter(backbone, 2, 4, ["q_proj"], top_layers=1) as adapter, torch.no_grad():
-        below = compute(backbone, forest.trees, adapter.first)
-        above = adapter.hidden(below, forest)
-        whole = backbone.blocks(backbone.embed(forest.ids), forest.positions, forest)
-        assert (above - backbone.normed(whole)[0]).abs().max() < 1e-12

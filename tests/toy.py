@@ -1,11 +1,22 @@
-"""Small prepared domains and a tiny backbone for tests; everything here is made up."""
+"""Small prepared domains, runs on the tiny model, and a federation that a test drives by rounds."""
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from fedecider import federation
+from fedecider.client import Client, make_adapter
 from fedecider.config import RunConfig
+from fedecider.direction import LowRank
+from fedecider.domains import read_domains
+from fedecider.engine.backbone import Backbone
+from fedecider.methods import make
+from fedecider.mixture import ClientModel
+from fedecider.recorder import Recorder
+from fedecider.server import Server
 
 _WORDS = ["dragon", "garden", "silver", "harbour", "moon", "paper", "winter", "engine", "cat"]
 
@@ -42,12 +53,12 @@ def write_domains(folder: Path, names=("books", "comics", "games")) -> Path:
 
 
 def config(data: Path, folder: Path, method: str = "fedecider", **settings) -> RunConfig:
-    """A run of a few seconds on the tiny model."""
+    """A run of a few seconds on the tiny model; settings by their plain names."""
     small = {
-        "backbone": "tiny",
+        "model": "tiny",
         "device": "cpu",
         "dtype": "float32",
-        "top_layers": 1,  # of 2: stored trunk states, as in every preset
+        "top_layers": 1,  # of 2: stored hidden states, as in every preset
         "rank": 2,
         "rounds": 2,
         "lr": 5e-3,
@@ -58,6 +69,76 @@ def config(data: Path, folder: Path, method: str = "fedecider", **settings) -> R
         "beams": 2,
         "title_tokens": 6,
     }
-    return RunConfig(
-        data=data, folder=folder, dataset="toy", method=method, **{**small, **settings}
+    return RunConfig.of(
+        prepared=data, folder=folder, dataset="toy", method=method, **{**small, **settings}
     )
+
+
+class Rounds:
+    """The parts of a federation in one process, driven round by round; close it, or use `with`."""
+
+    def __init__(self, data: Path, folder: Path, backbone: Backbone, method: str, **settings):
+        self.config = config(data, folder, method, **settings)
+        self.adapter = make_adapter(self.config, backbone)
+        domains = read_domains(data, self.config.data.domains, **self.config.limits())
+        self.clients = [Client(self.config, self.adapter, domain) for domain in domains]
+        self.method = make(self.config)
+        self.server = Server(self.config, self.adapter.shapes)
+        self.recorder = Recorder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "Rounds":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.adapter.close()
+
+    def round(self, number: int) -> None:
+        """Training, exchange and validation of every client."""
+        federation._round(number, self.method, self.clients, self.server, self.recorder)
+
+    def models(self) -> dict[str, ClientModel]:
+        """The clients' models as they are now; what training replaces stays in them."""
+        return {client.name: copy.copy(client.model) for client in self.clients}
+
+    def play(self, count: int) -> Iterator[tuple[int, dict, dict, dict]]:
+        """Rounds 1 to count: (round, models before, as trained, after the exchange)."""
+        aggregate, trained = self.server.aggregate, {}
+
+        def seen(number, payloads):
+            trained.update(self.models())
+            return aggregate(number, payloads)
+
+        self.server.aggregate = seen
+        for number in range(1, count + 1):
+            before = self.models()
+            self.round(number)
+            yield number, before, dict(trained), self.models()
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Every client's share of all training targets; no two are alike."""
+        sizes = {client.name: client.data.training.num_targets for client in self.clients}
+        assert len(set(sizes.values())) == len(sizes)
+        return {name: size / sum(sizes.values()) for name, size in sizes.items()}
+
+    @property
+    def rows(self) -> list[dict]:
+        """What the recorder noted per client and round."""
+        return self.recorder.rows["rounds"]
+
+
+def dense(pair: LowRank):
+    """B A in float64."""
+    return pair.B.double() @ pair.A.double()
+
+
+def cloned(model: ClientModel) -> ClientModel:
+    """A copy that no later training can reach."""
+
+    def copies(factors):
+        return {name: LowRank(pair.B.clone(), pair.A.clone()) for name, pair in factors.items()}
+
+    peers = {source: copies(factors) for source, factors in model.peer_directions.items()}
+    alpha = None if model.alpha is None else model.alpha.clone()
+    return ClientModel(copies(model.factors), peers, alpha)
