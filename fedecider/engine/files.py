@@ -147,6 +147,6 @@ def digest(path: Path) -> str:
     return before[1]
 
 
-def hasher() -> "hashlib._Hash":
+def hasher() -> hashlib.blake2b:
     """The hash of all digests of files."""
     return hashlib.blake2b(digest_size=DIGEST_BYTES)
