@@ -61,11 +61,9 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 
 def read_csv(source: Path | TextIO, kind: str) -> pd.DataFrame:
-    """A table of a run folder, to the last digit; a client may be called NA."""
+    """A table of a run folder; a client may be called NA."""
     numbers = {column: ["", "nan"] for column in COLUMNS[kind] if column not in _WORDS}
-    return pd.read_csv(
-        source, float_precision="round_trip", keep_default_na=False, na_values=numbers
-    )
+    return pd.read_csv(source, keep_default_na=False, na_values=numbers)
 
 
 def versions() -> dict[str, str]:
