@@ -7,35 +7,44 @@ import pandas as pd
 import pytest
 from toy import config
 
-from fedecider import federation, runs, search
+from fedecider import federation, results, search
+from fedecider.rankers import evaluate
 
-TRIES = [{"lr": 1e-5}, {"lr": 5e-3}, {"lr": 1e-4, "fedprox_mu": 0.1}]
+TRIES = [{"lr": 1e-5}, {"lr": 5e-3}, {"lr": 1e-4, "mu": 0.1}]
 
 
 def test_the_try_with_the_least_validation_loss_is_chosen(backbone, data, tmp_path):
     base = config(data, tmp_path / "unused", "fedprox")
-    found = search.search(base, TRIES, tmp_path / "search", backbone)
-    assert len(found) == 3 and found["loss"].idxmin() == 1
+    table = search.search(base, TRIES, tmp_path / "search", backbone)
+    assert len(table) == 3 and table["loss"].idxmin() == 1
     assert search.chosen(tmp_path / "search/chosen.json") == TRIES[1]
-    for row in found.itertuples():
+    for row in table.itertuples():
         rounds = pd.read_csv(tmp_path / "search" / row.run / "rounds.csv")
         best = rounds.groupby("client")["valid_loss"].min().mean()
         assert row.loss == pytest.approx(best)
     stored = json.loads((tmp_path / "search/chosen.json").read_text())
-    assert [one["lr"] for one in stored["tried"]] == [one["lr"] for one in TRIES]
+    assert [tried["lr"] for tried in stored["tried"]] == [tried["lr"] for tried in TRIES]
     assert not (tmp_path / "unused").exists()
 
 
-def test_the_test_users_are_not_ranked(backbone, data, tmp_path, monkeypatch):
-    from fedecider import ranking
+def test_a_try_has_the_settings_of_the_base_but_for_its_own(backbone, data, tmp_path):
+    base = config(data, tmp_path / "x", "fedprox", mu=0.25, rank=3, rounds=1)
+    search.search(base, TRIES[1:], tmp_path / "s", backbone)
+    configs = results.configs(tmp_path / "s").sort_values("run")
+    assert configs["mu"].tolist() == [0.25, 0.1]
+    assert configs["lr"].tolist() == [5e-3, 1e-4]
+    assert configs["rank"].tolist() == [3, 3] and configs["rankers"].tolist() == [[], []]
 
+
+def test_the_test_users_are_not_ranked(backbone, data, tmp_path, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("a search must not rank")
 
-    for name in ("branch_scores", "generate_titles", "popularity_ranks"):
-        monkeypatch.setattr(ranking, name, forbidden)
+    for name, ranker in evaluate.RANKERS.items():
+        monkeypatch.setattr(evaluate.RANKERS[name], "rank", forbidden)
+        assert ranker.rank is forbidden
     search.search(config(data, tmp_path / "x", "local"), TRIES[:1], tmp_path / "s", backbone)
-    assert runs.metrics(tmp_path / "s").empty and runs.ranks(tmp_path / "s").empty
+    assert results.metrics(tmp_path / "s").empty and results.ranks(tmp_path / "s").empty
 
 
 def test_an_interrupted_search_goes_on(backbone, data, tmp_path, monkeypatch):
@@ -63,14 +72,14 @@ def test_an_interrupted_search_goes_on(backbone, data, tmp_path, monkeypatch):
 def test_a_diverged_try_loses_and_all_of_them_are_an_error(backbone, data, tmp_path, monkeypatch):
     base, plain = config(data, tmp_path / "x", "local"), federation.run
 
-    def diverges(one, given):
-        if one.lr > 1e-3:
+    def diverges(tried, model):
+        if tried.training.lr > 1e-3:
             raise FloatingPointError("too high")
-        return plain(one, given)
+        return plain(tried, model)
 
     monkeypatch.setattr(search.federation, "run", diverges)
-    found = search.search(base, TRIES[:2], tmp_path / "s", backbone)
-    assert found["loss"].tolist()[1] == math.inf
+    table = search.search(base, TRIES[:2], tmp_path / "s", backbone)
+    assert table["loss"].tolist()[1] == math.inf
     assert search.chosen(tmp_path / "s/chosen.json") == TRIES[0]
     with pytest.raises(ValueError, match="every try of local diverged"):
         search.search(base, TRIES[1:2], tmp_path / "t", backbone)

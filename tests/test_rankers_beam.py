@@ -1,14 +1,14 @@
-"""The trie ranker against a plain one: every title scored by itself, beams by hand."""
+"""Beam search over a catalogue against a plain one: titles scored one by one, beams by hand."""
 
 import numpy as np
 import pytest
 import torch
 
-from fedecider import trie
 from fedecider.adapter import Adapter
-from fedecider.backbone import load
-from fedecider.cache import Prompts
+from fedecider.engine.backbone import load
+from fedecider.engine.kv_cache import PromptCache
 from fedecider.mixture import Mixture
+from fedecider.rankers import beam
 
 END = 7
 TITLES = [
@@ -55,7 +55,7 @@ def leaves(node, before=()):
 
 @pytest.mark.parametrize("longest", [1, 2, 3, 99])
 def test_the_tree_holds_every_title_once(longest):
-    root = trie.build(TITLES, END, longest)
+    root = beam.build(TITLES, END, longest)
     found = dict(leaves(root))
     assert len(found) == 8 and found[20, 21, 22, END] == [4, 7]
     assert {tokens: items for tokens, items in found.items() if len(items) == 1} == {
@@ -74,9 +74,9 @@ def test_the_tree_holds_every_title_once(longest):
 
 def test_unfit_catalogues_are_refused():
     with pytest.raises(ValueError, match="without titles"):
-        trie.build([], END)
+        beam.build([], END)
     with pytest.raises(ValueError, match="must not hold the token that ends titles, 7"):
-        trie.build([[1, END]], END)
+        beam.build([[1, END]], END)
 
 
 @pytest.mark.parametrize("layers", ["top", "all"])
@@ -84,8 +84,8 @@ def test_unfit_catalogues_are_refused():
 def test_with_enough_beams_every_title_is_found_with_its_probability(adapted, layers):
     backbone = adapted.backbone
     first = adapted.first if layers == "top" else 0
-    prompts = Prompts(backbone, PROMPTS, first)
-    found = trie.search(adapted, trie.build(TITLES, END), prompts, 8)
+    prompts = PromptCache(backbone, PROMPTS, first)
+    found = beam.search(adapted, beam.build(TITLES, END), prompts, 8)
     for prompt, titles in zip(PROMPTS, found, strict=True):
         assert sorted(item for _, items in titles for item in items) == list(range(9))
         scores = [score for score, _ in titles]
@@ -96,10 +96,10 @@ def test_with_enough_beams_every_title_is_found_with_its_probability(adapted, la
 
 @torch.no_grad()
 def test_a_narrow_beam_finds_what_a_plain_beam_finds(adapted):
-    root = trie.build(TITLES, END)
-    prompts = Prompts(adapted.backbone, PROMPTS, adapted.first)
+    root = beam.build(TITLES, END)
+    prompts = PromptCache(adapted.backbone, PROMPTS, adapted.first)
     for beams in (1, 2, 3):
-        found = trie.search(adapted, root, prompts, beams)
+        found = beam.search(adapted, root, prompts, beams)
         for prompt, titles in zip(PROMPTS, found, strict=True):
             wanted = plain_beam(adapted.backbone, root, prompt, beams)
             assert [items for _, items in titles] == [items for _, items in wanted]
@@ -146,17 +146,17 @@ def plain_beam(backbone, root, prompt, beams):
 
 
 @torch.no_grad()
-def test_foreign_directions_take_part(adapted):
-    prompts = Prompts(adapted.backbone, PROMPTS, adapted.first)
-    root = trie.build(TITLES, END)
-    alone = trie.search(adapted, root, prompts, 8)
+def test_peers_directions_take_part(adapted):
+    prompts = PromptCache(adapted.backbone, PROMPTS, adapted.first)
+    root = beam.build(TITLES, END)
+    alone = beam.search(adapted, root, prompts, 8)
     with Mixture(adapted, {"a": adapted.factors()}, torch.full((1, 1), 5.0)):
-        mixed = trie.search(adapted, root, prompts, 8)
+        mixed = beam.search(adapted, root, prompts, 8)
     assert alone != mixed
 
 
 def test_what_was_not_found_is_tied_at_the_end():
     found = [[(-1.0, [2]), (-2.0, [0, 3])], [(-1.0, [2])]]
-    assert trie.ranks(found, [2, 0], 6) == [1, 6]
-    assert trie.ranks(found[:1], [3], 6) == [3]
-    assert trie.ranks(found[1:], [0], 6) == [6]
+    assert beam.ranks(found, [2, 0], 6) == [1, 6]
+    assert beam.ranks(found[:1], [3], 6) == [3]
+    assert beam.ranks(found[1:], [0], 6) == [6]
