@@ -4,22 +4,24 @@ One frozen backbone serves every client: their factors are swapped in and out of
 `save` writes what `PeftModel.from_pretrained` reads, without this package.
 """
 
+import json
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save
 from torch import Tensor
 
 from fedecider.direction import LowRank
 from fedecider.engine.backbone import Backbone
+from fedecider.engine.files import atomic
 from fedecider.engine.packing import PackedBatch
+from fedecider.engine.weights import exact_name
 
 Factors = dict[str, LowRank]
-
-# What the hub calls the packaged models of the engine: PEFT alone finds them by this.
-HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 class Adapter:
@@ -118,13 +120,27 @@ class Adapter:
         """dW = gamma B A of every module, factored; gamma goes into B."""
         return {name: factor.scaled(self.gamma) for name, factor in factors.items()}
 
-    def save(self, folder: Path) -> None:
-        """The adapter as PEFT writes it: adapter_config.json, adapter_model.safetensors."""
-        # Named as the hub or the user names it, not by the folder that this machine keeps it in.
-        name = self.backbone.name
-        self.peft.peft_config["default"].base_model_name_or_path = HUB_IDS.get(name, name)
+    def save(self, folder: Path, entries: dict[str, Any] | None = None) -> None:
+        """The adapter as PEFT writes it: adapter_config.json, adapter_model.safetensors.
+
+        The configuration names the exact base and a digest of its weights; `entries` go into its
+        field `auto_mapping`, which PEFT leaves alone.
+        """
+        config = self.peft.peft_config["default"].to_dict()
+        config = {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
+        config |= {
+            "base_model_name_or_path": exact_name(self.backbone.name),
+            "revision": self.backbone.weights or None,
+            "inference_mode": True,
+            "auto_mapping": {"fedecider": entries} if entries else None,
+        }
         # No embedding is trained; "auto" would look the name up on the hub to find that out.
-        self.peft.save_pretrained(str(folder), save_embedding_layers=False)
+        tensors = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with atomic(folder / "adapter_model.safetensors") as beside:
+            beside.write_bytes(save(tensors, {"format": "pt"}))
+        with atomic(folder / "adapter_config.json") as beside:
+            beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     def block_of(self, name: str) -> int:
         """Number of the block that a module belongs to."""

@@ -3,29 +3,29 @@
     checkpoint/round-003.safetensors   <client>/<state>/<tensor>, states model, best and pending
     checkpoint/state.json              numbers, and the name of that file; renamed last
     adapters/<client>/                 the chosen own LoRA as PEFT saves it; mixture.safetensors
-                                       beside it holds what else the model has
+                                       beside it holds what else the model has (`adapter_folder`)
 
 Tensors of a model are `own/<module>/A`, `local/<module>/A`, `from <source>/<module>/A` (and B), and
 `alpha`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fedecider import runs
+from fedecider import adapter_folder, integrity, runs
 from fedecider.adapter import Adapter, Factors
 from fedecider.client import Best, Client, make_adapter
 from fedecider.config import RunConfig
 from fedecider.direction import LowRank
 from fedecider.domains import Domain, data_digest, read_domains
 from fedecider.engine.backbone import Backbone
+from fedecider.engine.weights import split_depth
 from fedecider.methods.fedecider import FeDecider
 from fedecider.mixture import ClientModel
 
@@ -55,7 +55,7 @@ def unflatten(tensors: Tensors, sources: Sequence[str]) -> ClientModel:
     for name in sorted(tensors):
         if not name.endswith("/A"):
             continue
-        part, module, _ = name.split("/")
+        part, module, _ = name.rsplit("/", 2)
         pair = LowRank(tensors[f"{part}/{module}/B"], tensors[name])
         if part == "own":
             model.factors[module] = pair
@@ -109,24 +109,26 @@ def save_round(folder: Path, round: int, clients: Sequence[Client]) -> None:
         tensors |= {f"{client.name}/{name}": tensor for name, tensor in own.items()}
     file = f"round-{round:03d}.safetensors"
     with runs.atomic(folder / "checkpoint" / file) as beside:
-        save_file(tensors, beside)
-    state = {"round": round, "clients": numbers, "tensors": file}
-    runs.write_json(folder / "checkpoint" / "state.json", state)
+        beside.write_bytes(save(tensors))
+    integrity.write_state(folder, round, numbers, file)
     for old in (folder / "checkpoint").glob("round-*.safetensors"):
         if old.name != file:
             old.unlink()
 
 
 def restore_round(folder: Path, clients: Sequence[Client]) -> int:
-    """The last finished round, its state put back; 0 for a fresh run."""
-    path = folder / "checkpoint" / "state.json"
-    if not path.exists():
+    """The last finished round, its state put back; 0 for a fresh run.
+
+    Raises `integrity.DamagedError` if the state is not what was written.
+    """
+    state = integrity.read_state(folder)
+    if state is None:
         return 0
-    state = json.loads(path.read_text())
-    tensors = load_file(path.parent / state["tensors"])
+    integrity.check_state(folder, state)
+    tensors = load_file(folder / "checkpoint" / state.tensors)
     for client in clients:
-        restore_client(client, _below(tensors, client.name), state["clients"][client.name])
-    return state["round"]
+        restore_client(client, _below(tensors, client.name), state.clients[client.name])
+    return state.round
 
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:
@@ -138,16 +140,20 @@ def _below(tensors: Tensors, prefix: str) -> Tensors:
 # At the end
 
 
-def save_model(folder: Path, model: ClientModel, adapter: Adapter) -> None:
-    """The own LoRA as PEFT writes it, and what else the model has beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_model(folder: Path, model: ClientModel, adapter: Adapter, config: RunConfig) -> None:
+    """The own LoRA as PEFT writes it, what else the model has beside it, and a README of both."""
+    rest = ClientModel({}, model.peer_directions, model.alpha, model.local_lora)
+    about = adapter_folder.About(folder.name, config, adapter, rest)
     adapter.load(model.factors)
-    adapter.save(folder)
-    if any(model.peer_directions.values()) or model.local_lora:
-        rest = ClientModel({}, model.peer_directions, model.alpha, model.local_lora)
-        sources = json.dumps(sorted(model.peer_directions))
-        with runs.atomic(folder / "mixture.safetensors") as beside:
-            save_file(flatten(rest), beside, {"sources": sources})
+    adapter.save(folder, about.entries())
+    mixture = folder / "mixture.safetensors"
+    if about.complete:
+        mixture.unlink(missing_ok=True)
+    else:
+        with runs.atomic(mixture) as beside:
+            beside.write_bytes(save(flatten(rest), about.metadata()))
+    with runs.atomic(folder / "README.md") as beside:
+        beside.write_text(about.readme())
 
 
 def load_model(folder: Path) -> ClientModel:
@@ -156,7 +162,7 @@ def load_model(folder: Path) -> ClientModel:
     model = ClientModel({})
     if mixture.exists():
         with safe_open(mixture, "pt") as file:
-            sources = json.loads(file.metadata()["sources"])
+            sources = adapter_folder.sources_of(file.metadata())
         model = unflatten(load_file(mixture), sources)
     adapter = load_file(folder / "adapter_model.safetensors")
     for name in sorted(adapter):
@@ -174,11 +180,17 @@ class SavedRun:
     folder: Path
     config: RunConfig
     domains: list[Domain]
+    weights: str = ""  # `Backbone.weights` of the model that it was trained on
 
     def adapter(self, backbone: Backbone) -> Adapter:
         """The run's adapter, to be closed by the caller; ValueError on another backbone."""
         model = self.config.backbone.model
-        if backbone.name != model:
+        if self.weights and backbone.weights:  # a folder may lie elsewhere by now
+            same = self.weights == backbone.weights
+            same = same and split_depth(model)[1] == split_depth(backbone.name)[1]
+        else:
+            same = backbone.name == model
+        if not same:
             raise ValueError(f"{self.folder} was trained on {model}, not on {backbone.name}")
         return make_adapter(self.config, backbone)
 
@@ -196,15 +208,16 @@ def read_run(folder: Path | str, data: Path | str) -> SavedRun:
     """The finished run in a folder; `data` holds the prepared domains that it read.
 
     Raises FileNotFoundError if no finished run is there, ValueError if the data are not those of
-    the run.
+    the run or a file of the run is not what was written.
     """
     folder = Path(folder)
     if not (folder / "result.json").exists():
         raise FileNotFoundError(f"{folder} holds no finished run")
+    integrity.check_all(folder)
     stored = runs.read_config(folder)
     group = {**stored.config["data"], "prepared": data}
     config = RunConfig(**{**stored.config, "data": group, "folder": folder})
     domains = read_domains(data, config.data.domains, **config.limits())
     if stored.data_digest != data_digest(domains):
         raise ValueError(f"{folder} was trained on other data than those in {data}")
-    return SavedRun(folder, config, domains)
+    return SavedRun(folder, config, domains, stored.read.get("model_digest", ""))

@@ -151,6 +151,19 @@ def data_digest(domains: Iterable[Domain]) -> str:
     return found.hexdigest()[:24]
 
 
+def interactions_digest(domains: Iterable[Domain]) -> str:
+    """Digest of the training interactions of all users, for a method that reads more than a sample.
+
+    Beside the digest of the sample, which every method on the data has in common.
+    """
+    found = hashlib.sha256()
+    for domain in domains:
+        found.update(
+            json.dumps([domain.name, interactions(domain.folder).values.tolist()]).encode()
+        )
+    return found.hexdigest()[:24]
+
+
 def _content(domain: Domain) -> Iterator:
     """A domain piece by piece, in an order that nothing but its content decides."""
     yield domain.name

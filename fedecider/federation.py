@@ -12,11 +12,13 @@ import torch
 from tqdm import tqdm
 
 from fedecider import checkpoint, runs
+from fedecider.claims import Claim
 from fedecider.client import Client, make_adapter
 from fedecider.config import RunConfig
-from fedecider.domains import data_digest, read_domains
-from fedecider.engine.backbone import Backbone, load, make_deterministic, pick_device
-from fedecider.engine.hidden_states import prune
+from fedecider.domains import Domain, data_digest, interactions_digest, read_domains
+from fedecider.engine.backbone import Backbone, digest_of, load, make_deterministic, pick_device
+from fedecider.engine.hidden_states import prune, remove_unfinished
+from fedecider.integrity import is_finished
 from fedecider.losses import LOSSES
 from fedecider.methods import Method, make
 from fedecider.rankers import RANKERS
@@ -29,41 +31,62 @@ from fedecider.server import Server
 def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
     """Run one federation, or go on with it; returns the run folder.
 
-    A finished run returns once its data are checked. Raises ValueError as `check` does and if the
-    folder holds a run with other settings or other data (it is left untouched), FileNotFoundError
-    if the data or the model is missing, and what `rounds.play_round` raises if too few clients are
-    left in a round. `backbone` saves loading it when several runs share a process; on a GPU, call
+    A finished run returns once its data and its files are checked; what is missing or damaged of
+    its ranks, metrics and adapters is made again. Raises ValueError as `check` does, if the folder
+    holds a run with other settings, other data or another model (it is left untouched), and, naming
+    the file, if its state is damaged; FileNotFoundError if the data or the model is missing;
+    `claims.BusyError` if another process writes the folder; `engine.files.WriteError` if the disk
+    refuses; and what `rounds.play_round` raises if too few clients are left in a round. `backbone` saves loading it when several runs share a process; on a GPU, call
     `engine.backbone.make_deterministic` before loading it.
     """
     check(config)
-    method, folder = make(config), config.folder
-    claim = config.stored() | {"settings": method.settings.model_dump(mode="json")}
-    runs.claim(folder, claim)  # before reading the data, which may take minutes
+    method = make(config)
+    claim = Claim(config, method)
+    claim.check()  # before reading the data, which may take minutes
     domains = read_domains(config.data.prepared, config.data.domains, **config.limits())
     least = config.training.min_clients
     if method.trains and least > len(domains):
         raise ValueError(f"min_clients is {least}, but {config.data.prepared} has {len(domains)}")
-    runs.claim(folder, claim, data_digest(domains), runs.method_info(method))
-    if (folder / "result.json").exists():
-        return folder
-    recorder = Recorder(folder)
+    everyone = interactions_digest(domains) if method.reads_all_users else ""
+    claim.check(data_digest=data_digest(domains), interactions_digest=everyone)
+    if method.family != "no language model":
+        claim.check(model_digest=digest_of(config.backbone.model))
+    if not is_finished(config.folder):
+        with claim.held():
+            _run(config, method, domains, claim, backbone)
+    return config.folder
+
+
+def _run(
+    config: RunConfig,
+    method: Method,
+    domains: Sequence[Domain],
+    claim: Claim,
+    backbone: Backbone | None,
+) -> None:
+    """What is left to do of a run whose folder is held."""
+    recorder = Recorder(config.folder)
     if method.family == "no language model":
         _start(recorder, 0)
+        claim.write()
         write_ranks(config, method, domains, recorder)
-        return folder
+        return
     torch.manual_seed(config.seed)  # before any parameter exists
     make_deterministic(backbone.device if backbone else pick_device(config.backbone.device))
+    remove_unfinished()
     wanted = config.backbone
     backbone = backbone or load(wanted.model, wanted.device, wanted.dtype)
+    claim.check(model_digest=backbone.weights)
     with make_adapter(config, backbone) as adapter:
         clients = [Client(config, adapter, domain) for domain in domains]
-        last = checkpoint.restore_round(folder, clients)
+        last = checkpoint.restore_round(config.folder, clients)
         _start(recorder, last)
         if method.trains:
-            _rounds(config, method, clients, Server(config, adapter.shapes), recorder, last)
+            server = Server(config, adapter.shapes)
+            _rounds(config, method, clients, server, recorder, last, claim)
+        claim.write()
         write_ranks(config, method, clients, recorder)
     prune()
-    return folder
 
 
 def check(config: RunConfig) -> None:
@@ -92,6 +115,7 @@ def _rounds(
     server: Server,
     recorder: Recorder,
     last: int,
+    claim: Claim,
 ) -> None:
     """The rounds behind `last`, each with its state on disk at its end."""
     training = config.training
@@ -113,6 +137,7 @@ def _rounds(
             # Before the state: a kill in between leaves an event that resuming drops, never a gap.
             recorder.events.append("round", round=round, time=runs.now())
             recorder.write()
+            claim.write()
             checkpoint.save_round(config.folder, round, clients)
 
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from fedecider import runs
+from fedecider import integrity, runs
 from fedecider.adapter import Factors
 from fedecider.client import Client
 from fedecider.gram import cosines, gram, norms
-
-TABLES = ("rounds", "alphas", "geometry")
+from fedecider.runs import TABLES
 
 
 class Recorder:
@@ -20,13 +19,20 @@ class Recorder:
     def __init__(self, folder: Path):
         self.folder, self.events = folder, runs.Events(folder / "events.jsonl")
         self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+        self._written = dict.fromkeys(TABLES, 0)  # rows that are in the text already
+        self._text = dict.fromkeys(TABLES, "")  # of a table, as it stands on disk
 
     def restore(self, last: int) -> None:
-        """Go on behind round `last`: what came later is done again."""
+        """Go on behind round `last`: what came later is done again.
+
+        The text of the tables stays as it is. Raises `integrity.DamagedError` if it is not what was
+        written.
+        """
+        state = integrity.read_state(self.folder) if last else None
+        for name in TABLES if state else ():
+            assert state is not None
+            self._text[name] = integrity.table_start(self.folder, state, name)
         self.events.keep_rounds(last)
-        for name in TABLES if last else ():
-            frame = pd.read_csv(self.folder / f"{name}.csv")
-            self.rows[name] += frame[frame["round"] <= last].to_dict("records")
 
     def geometry(self, round: int, updates: Mapping[str, Factors]) -> None:
         """Norms and cosines of all clients' updates as trained, one row per layer and pair.
@@ -62,5 +68,10 @@ class Recorder:
     def write(self) -> None:
         """The tables as CSV, each whole."""
         for name in TABLES:
-            frame = pd.DataFrame(self.rows[name], columns=runs.COLUMNS[name])
-            runs.write_csv(self.folder / f"{name}.csv", frame)
+            rows = self.rows[name][self._written[name] :]
+            frame = pd.DataFrame(rows, columns=runs.COLUMNS[name])
+            text = self._text[name]
+            self._text[name] = text + frame.to_csv(index=False, header=not text)
+            self._written[name] = len(self.rows[name])
+            with runs.atomic(self.folder / f"{name}.csv") as beside:
+                beside.write_text(self._text[name])

@@ -6,14 +6,14 @@ what its method is called are read as what they are today.
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
+from fedecider import integrity
 from fedecider.config import flattened, from_stored
-from fedecider.runs import COLUMNS, method_info, read_config
+from fedecider.runs import COLUMNS, method_info, read_config, read_csv
 
 METHOD = ["method", "label", "family", "color", "order"]
 RUN = ["dataset", *METHOD, "seed"]
@@ -28,8 +28,12 @@ _ONCE = {
 
 
 def finished(folder: Path | str) -> list[Path]:
-    """Finished run folders below a folder, in sorted order; a pack has none."""
-    return sorted(path.parent for path in Path(folder).glob("**/result.json"))
+    """Finished run folders below a folder, in sorted order; a pack has none.
+
+    A run with a missing or damaged file is not finished: the same call makes it so.
+    """
+    folders = sorted(path.parent for path in Path(folder).glob("**/result.json"))
+    return [folder for folder in folders if integrity.is_finished(folder)]
 
 
 def name_of(run: Path, folder: Path | str) -> str:
@@ -59,14 +63,16 @@ def _method_info(name: str) -> dict[str, Any]:
 def records(folder: Path, unfinished: bool = False) -> pd.DataFrame:
     """The finished runs below a folder, or all of them: RUNS, sorted by name.
 
-    Raises ValueError for a stored configuration with an unknown entry or method.
+    Raises ValueError for a stored configuration with an unknown entry or method, and, naming the
+    file, for one that is missing or damaged.
     """
     rows: dict[str, dict[str, Any]] = {}
     old = []
-    file = "config.json" if unfinished else "result.json"
-    for path in sorted(folder.glob(f"**/{file}")):
-        if path.parent.parent.name != "adapters":
-            record, is_old = _record(path.parent, name_of(path.parent, folder))
+    files = ("config.json", "result.json") if unfinished else ("result.json",)
+    found = {path.parent for file in files for path in folder.glob(f"**/{file}")}
+    for run in sorted(found):
+        if run.parent.name != "adapters":
+            record, is_old = _record(run, name_of(run, folder))
             rows[record["run"]] = record
             old += [record] if is_old and record["finished"] is not None else []
     for record in old:
@@ -79,15 +85,16 @@ def records(folder: Path, unfinished: bool = False) -> pd.DataFrame:
 
 def _record(run: Path, name: str) -> tuple[dict[str, Any], bool]:
     """A run's row of RUNS, and whether its folder is of before popularity had runs of its own."""
-    config, digest, info = read_config(run)
+    result: dict[str, Any] = {}
+    if (run / "result.json").exists():
+        result = integrity.read_result(run)
+        integrity.check(run, "config.json")
+    config, digest, info, _ = read_config(run)
     is_old = not info
     try:
         info = info or _method_info(config["method"])
     except ValueError as error:
         raise ValueError(f"{run / 'config.json'}: {error}") from error
-    result: dict[str, Any] = {}
-    if (run / "result.json").exists():
-        result = json.loads((run / "result.json").read_text())
     versions = result.get("versions", {})
     record = {
         "run": name,
@@ -130,13 +137,15 @@ def rows(folder: Path, records: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Rows of one kind of these runs: run and runs.COLUMNS[kind], sorted by run."""
     columns = ["run", *COLUMNS[kind]]
     file = "ranks.parquet" if kind == "ranks" else f"{kind}.csv"
-    read: Callable[[Path], pd.DataFrame] = pd.read_parquet if kind == "ranks" else pd.read_csv
     frames = []
     for run, method in zip(records["run"], records["method"], strict=True):
         path = folder_of(run, folder) / file
+        if (path.parent / "result.json").exists():
+            integrity.check(path.parent, file)
         if not path.exists():
-            continue  # what is published may lack a large table; popularity may have no folder
-        frame = read(path).assign(run=run)
+            continue  # an old folder may lack a large table; popularity may have no folder
+        frame = pd.read_parquet(path) if kind == "ranks" else read_csv(path, kind)
+        frame = frame.assign(run=run)
         if "method" in frame:
             other = frame["method"] != method
             if not folder_of(_popularity_name(run), folder).exists():

@@ -1,7 +1,7 @@
 """A run folder: what a run writes. What is read of it stands in results.py.
 
-config.json         every setting, as validated, a digest of the data, and the method's label,
-                    family, colour and order
+config.json         every setting, as validated, digests of the data and of the model, and the
+                    method's label, family, colour and order; written with the first finished round
 events.jsonl        one JSON line per event: start, left out (a client of a round, and why), client,
                     round, evaluated, finished
 rounds.csv          one row per client and round: losses, bytes up and down, seconds of training,
@@ -10,27 +10,32 @@ rounds.csv          one row per client and round: losses, bytes up and down, sec
 alphas.csv          one row per round, client, source and module
 geometry.csv        one row per round, module and pair of clients: norm and cosine of their updates
 checkpoint/         state after the last finished round (tensors and numbers)
-adapters/<client>/  the chosen model's own LoRA as PEFT saves it; mixture.safetensors beside it
+adapters/<client>/  the chosen model's own LoRA as PEFT saves it; mixture.safetensors beside it, and
+                    what both are in README.md
 ranks.parquet       rank of every test user by every ranker
 metrics.csv         the same, averaged
-result.json         versions, commit and choices; written last: a run that has it is finished
+result.json         versions, commit, choices and digests of the other files; written last: a run
+                    that has it, and every file that it names, is finished
+.lock               held by the process that writes the folder
 """
 
 import contextlib
 import json
 import os
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import pandas as pd
 
-from fedecider.config import flattened, from_stored
+from fedecider.config import from_stored
+from fedecider.engine.files import atomic, writing
 from fedecider.metrics import summarise
+
+__all__ = ["COLUMNS", "TABLES", "Events", "StoredConfig", "atomic", "commit", "method_info"]
+__all__ += ["metrics_of", "now", "read_config", "read_csv", "versions", "write_csv", "write_json"]
 
 # Columns of a run's tables. Data set, method and seed are the run's, in its config.json.
 COLUMNS = {
@@ -41,20 +46,8 @@ COLUMNS = {
     "alphas": ["round", "client", "source", "layer", "alpha"],
     "geometry": ["round", "layer", "client", "other", "cosine", "norm"],
 }
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; renamed to it if all went well, deleted if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(beside)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
+TABLES = ("rounds", "alphas", "geometry")  # those that grow by the round
+_WORDS = {"domain", "protocol", "ranker", "metric", "client", "source", "layer", "other", "method"}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -67,6 +60,12 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
     """A frame as CSV, atomically; floats round-trip."""
     with atomic(path) as beside:
         frame.to_csv(beside, index=False)
+
+
+def read_csv(source: Path | TextIO, kind: str) -> pd.DataFrame:
+    """A table of a run folder; a client may be called NA."""
+    numbers = {column: ["", "nan"] for column in COLUMNS[kind] if column not in _WORDS}
+    return pd.read_csv(source, keep_default_na=False, na_values=numbers)
 
 
 def versions() -> dict[str, str]:
@@ -104,20 +103,20 @@ class Events:
     def append(self, kind: str, **content: Any) -> None:
         """One line, flushed to disk before this returns."""
         line = json.dumps({"event": kind, **content}, sort_keys=True) + "\n"
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """All events; a line torn by a kill (the last) is left out."""
+        """All events; a line torn by a kill (the last) or by damage is left out."""
         if not self.path.exists():
             return []
         events = []
-        for line in self.path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+        for line in self.path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):  # neither JSON nor text
                 events.append(json.loads(line))
-        return events
+        return [event for event in events if isinstance(event, dict) and "event" in event]
 
     def keep_rounds(self, last: int) -> None:
         """Drop what came after round `last`: it is done again."""
@@ -143,19 +142,23 @@ class StoredConfig(NamedTuple):
     config: dict[str, Any]  # in groups
     data_digest: str  # "" where the folder is older than digests
     method_info: dict[str, Any]  # label, family, color, order; empty in folders of before
+    read: dict[str, str] = {}  # digests of all that was read, by their entries
 
 
 def read_config(folder: Path) -> StoredConfig:
     """The configuration of a run folder, a flat one of before the groups mapped.
 
-    Raises ValueError, naming the file, for an entry that is unknown.
+    Raises ValueError, naming the file, if it is missing or damaged, and for an unknown entry.
     """
     path = folder / "config.json"
-    stored = json.loads(path.read_text())
-    digest, info = stored.pop("data_digest", ""), stored.pop("method_info", {})
+    if not path.exists():
+        raise ValueError(f"{path} is missing: put it back, or delete {folder}")
     try:
-        return StoredConfig(from_stored(stored), digest, info)
-    except ValueError as error:
+        stored = json.loads(path.read_bytes())
+        info = stored.pop("method_info", {})
+        read = {name: stored.pop(name) for name in list(stored) if name.endswith("_digest")}
+        return StoredConfig(from_stored(stored), read.get("data_digest") or "", info, read)
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -167,39 +170,3 @@ def method_info(method: Any) -> dict[str, Any]:
 def now() -> str:
     """The time of an event, UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-# Settings that may change between a start and a resumption without changing a number.
-_MAY_DIFFER = ("folder", "prepared", "min_clients")
-
-
-def claim(
-    folder: Path,
-    config: dict[str, Any],
-    digest: str | None = None,
-    info: dict[str, Any] | None = None,
-) -> None:
-    """Take a run folder for this configuration, or find that it is its own already.
-
-    Written into config.json once the digest of the data is known. Raises ValueError if the folder
-    is of a run with other settings or other data.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        if digest is not None:
-            write_json(path, {**config, "data_digest": digest, "method_info": info or {}})
-        return
-    stored = read_config(folder)
-    before, now = flattened(stored.config), flattened(config)
-    differ = [
-        f"{name} = {before.get(name)!r}, not {now.get(name)!r}"
-        for name in {**now, **before}
-        if name not in _MAY_DIFFER and before.get(name) != now.get(name)
-    ]
-    if not differ and digest is not None and stored.data_digest != digest:
-        kind = "other" if stored.data_digest else "unknown"  # older folders do not tell
-        differ = [f"{kind} data (data_digest = {stored.data_digest!r}, not {digest!r})"]
-    if differ:
-        raise ValueError(
-            f"{path} is of a run with {differ[0]}: name another folder or delete this one"
-        )

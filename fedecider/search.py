@@ -54,7 +54,7 @@ def search(
 
 def best_loss(run: Path) -> float:
     """Mean over clients of the best validation loss of a run."""
-    rounds = pd.read_csv(run / "rounds.csv")
+    rounds = runs.read_csv(run / "rounds.csv", "rounds")
     return float(rounds.groupby("client")["valid_loss"].min().mean(skipna=False))
 
 

@@ -97,7 +97,7 @@ def test_a_saved_model_is_read_as_it_was(names, data, backbone, tmp_path):
             ]
         ):
             model, folder = ClientModel(own, peers, alpha, local), tmp_path / str(number)
-            checkpoint.save_model(folder, model, run.adapter)
+            checkpoint.save_model(folder, model, run.adapter, run.config)
             assert same(checkpoint.load_model(folder), model)
             assert (folder / "mixture.safetensors").exists() == (number > 0)
 

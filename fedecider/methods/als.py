@@ -39,6 +39,7 @@ class Als(Method):
     name, label, family = "als", "ALS", "no language model"
     color, order = "#6699CC", 1
     trains = False
+    reads_all_users = True
     grid = {}
 
     def rank(self, domain, protocols):

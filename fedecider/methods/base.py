@@ -82,6 +82,8 @@ class Method:
     color: ClassVar[str]  # the same in every figure
     order: ClassVar[int]  # of rows in tables
     trains: ClassVar[bool] = True  # False: no rounds
+    reads_all_users: ClassVar[bool] = False  # not the sampled ones alone
+    beside: ClassVar[str] = ""  # what a saved model has beside the own LoRA, in a sentence
     learns_alpha: bool = False
     sends_directions: bool = False
     sends_whole_loras: ClassVar[bool] = False  # every module at the run's rank, in each payload

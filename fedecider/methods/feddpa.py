@@ -45,6 +45,10 @@ class FedDPA(FedAvg):
 
     name, label = "feddpa", "FedDPA"
     color, order = "#AA4499", 48
+    beside = (
+        "The adapter is the global LoRA. The local LoRA (`local/...`) is mixed in with a weight "
+        "per user, by the similarity of the user's history to those of the client."
+    )
     grid = {"max_weight": [0.5, 0.75, 1.0]}
 
     def __init__(self, config):

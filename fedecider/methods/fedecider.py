@@ -39,6 +39,10 @@ class FeDecider(Method):
     name, label = "fedecider", "FeDecider"
     family: ClassVar[Family] = "federated"
     color, order = "#D55E00", 60
+    beside = (
+        "What peers sent (`from <client>/...`) is added to every adapted layer, weighted by "
+        "`alpha`: y += sum_j alpha_j B_j A_j x."
+    )
     grid = {"alpha_lr": [0.02, 0.2], "alpha_init": [0.0, 0.15]}
 
     def __init__(self, config):

@@ -22,6 +22,10 @@ class FLoRA(FedAvg):
 
     name, label = "flora", "FLoRA"
     color, order = "#CC79A7", 43
+    beside = (
+        "All that was trained is folded into the base: `from folded/...`, with weight 1. The own "
+        "LoRA was drawn anew (B = 0), so PEFT alone gives the base's outputs."
+    )
 
     def aggregate(self, uploads: Uploads, round: int, absent: Sequence[str] = ()) -> Downloads:
         """Every client's pair, B scaled by its weight: side by side they are the weighted sum."""

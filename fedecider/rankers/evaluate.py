@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from fedecider import checkpoint, runs
+from fedecider import checkpoint, integrity, runs
 from fedecider.client import Client
 from fedecider.config import RunConfig
 from fedecider.domains import Domain
@@ -66,7 +66,7 @@ def write_ranks(
         if isinstance(client, Client):
             frame, chosen = rank_client(client)
             path = folder / "adapters" / client.name
-            checkpoint.save_model(path, client.best.model, client.adapter)
+            checkpoint.save_model(path, client.best.model, client.adapter, config)
         else:
             assert isinstance(method, CollaborativeFilter)
             frame, chosen = rank_domain(method, client, config)
@@ -77,17 +77,17 @@ def write_ranks(
     with runs.atomic(folder / "ranks.parquet") as beside:
         ranks.to_parquet(beside, index=False)
     runs.write_csv(folder / "metrics.csv", runs.metrics_of(ranks))
-    if not recorder.rows["rounds"]:
-        recorder.write()
+    recorder.write()
     result = {
         "config": config.stored(),
         "versions": runs.versions(),
         "choices": choices,
         "ranking_seconds": round(time.perf_counter() - begin, 1),
         "finished": runs.now(),
+        "files": integrity.digests(folder),
     }
     recorder.events.append("finished", time=result["finished"])
-    runs.write_json(folder / "result.json", result)
+    integrity.write_sealed(folder / "result.json", result)
 
 
 def _frame(

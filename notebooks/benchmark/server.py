@@ -98,9 +98,9 @@ def payloads(bench: Bench, top_layers: int = 8, ranks: tuple[int, ...] = (1, 2, 
         receiver.model.alpha = receiver.method.initial_alpha(receiver.model, adapter)
         receiver.fit(1, learns_alpha=True)
 
-        def sent(factors: Factors, dtype: str, whole: bool = True) -> tuple[int, float, float]:
+        def sent(factors: Factors, dtype: str, truncate: int | None = None) -> tuple[int, float, float]:
             payload = wire.encode(factors, dtype=dtype)
-            spec = wire.PayloadSpec(adapter.shapes, dtype, unit="frobenius", whole=whole)
+            spec = wire.PayloadSpec(adapter.shapes, dtype, unit="frobenius", truncate=truncate)
             arrived = wire.decode(payload, "sender", spec)
             receiver.model.peer_directions = {"sender": arrived}
             return len(payload), _error(arrived, exact), _valid_loss(receiver)
@@ -112,7 +112,7 @@ def payloads(bench: Bench, top_layers: int = 8, ranks: tuple[int, ...] = (1, 2, 
         for rank in ranks:
             cut = {name: direction(pair, k=rank) for name, pair in updates.items()}
             for dtype in ("float32", "int8"):
-                rows.append((f"direction, {dtype}, top {rank}", *sent(cut, dtype, whole=False)))
+                rows.append((f"direction, {dtype}, top {rank}", *sent(cut, dtype, truncate=rank)))
     frame = pd.DataFrame(rows, columns=["payload", "bytes", "error", "valid_loss"])
     frame["of_fedavg"] = frame["bytes"] / frame["bytes"].iloc[0]
     frame["loss_change"] = frame["valid_loss"] - frame["valid_loss"].iloc[1]
