@@ -32,11 +32,16 @@ def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
     """Run one federation, or go on with it; returns the run folder.
 
     A finished run returns once its data and its files are checked; what is missing or damaged of
-    its ranks, metrics and adapters is made again. Raises ValueError as `check` does, if the folder
-    holds a run with other settings, other data or another model (it is left untouched), and, naming
-    the file, if its state is damaged; FileNotFoundError if the data or the model is missing;
-    `claims.BusyError` if another process writes the folder; `engine.files.WriteError` if the disk
-    refuses; and what `rounds.play_round` raises if too few clients are left in a round. `backbone` saves loading it when several runs share a process; on a GPU, call
+    its ranks, metrics and adapters is made again. Raises
+
+    - ValueError as `check` does, if the folder holds a run with other settings, other data or
+      another model (it is left untouched), and, naming the file, if its state is damaged;
+    - FileNotFoundError if the data or the model is missing;
+    - `claims.BusyError` if another process writes the folder;
+    - `engine.files.WriteError` if the disk refuses;
+    - what `rounds.play_round` raises if too few clients are left in a round.
+
+    `backbone` saves loading it when several runs share a process; on a GPU, call
     `engine.backbone.make_deterministic` before loading it.
     """
     check(config)

@@ -342,9 +342,20 @@ def mutated(draw: random.Random, payload: bytes) -> bytes:
             flat[draw.randrange(len(flat))] = draw.choice(_FLOATS)
         tensors[name] = flat.reshape(tensor.shape).to(tensor.dtype)
     elif kind == 9:
-        tensors[draw.choice(["m.k.A", name + "x", name])] = draw.choice(
-            [tensor[:0], tensor[:, :0], tensor[:1], tensor.repeat(2, 1), tensor.double(), tensor.T]
-        ).clone().contiguous()
+        tensors[draw.choice(["m.k.A", name + "x", name])] = (
+            draw.choice(
+                [
+                    tensor[:0],
+                    tensor[:, :0],
+                    tensor[:1],
+                    tensor.repeat(2, 1),
+                    tensor.double(),
+                    tensor.T,
+                ]
+            )
+            .clone()
+            .contiguous()
+        )
     elif kind == 10:
         del tensors[name]
     else:

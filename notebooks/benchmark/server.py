@@ -98,7 +98,9 @@ def payloads(bench: Bench, top_layers: int = 8, ranks: tuple[int, ...] = (1, 2, 
         receiver.model.alpha = receiver.method.initial_alpha(receiver.model, adapter)
         receiver.fit(1, learns_alpha=True)
 
-        def sent(factors: Factors, dtype: str, truncate: int | None = None) -> tuple[int, float, float]:
+        def sent(
+            factors: Factors, dtype: str, truncate: int | None = None
+        ) -> tuple[int, float, float]:
             payload = wire.encode(factors, dtype=dtype)
             spec = wire.PayloadSpec(adapter.shapes, dtype, unit="frobenius", truncate=truncate)
             arrived = wire.decode(payload, "sender", spec)
