@@ -126,15 +126,8 @@ def _rounds(
     training = config.training
     tokens = training.local_epochs * sum(sum(c.data.train_states.sizes) for c in clients)
     title = f"{config.data.dataset} {config.method} seed {config.seed}"
-    bar = tqdm(
-        total=training.rounds * tokens,
-        initial=last * tokens,
-        desc=title,
-        unit="tok",
-        unit_scale=True,
-        mininterval=1,
-    )
-    with bar:
+    whole, done, look = training.rounds * tokens, last * tokens, {"unit": "tok", "unit_scale": True}
+    with tqdm(total=whole, initial=done, desc=title, mininterval=1, **look) as bar:
         for round in range(last + 1, training.rounds + 1):
             for client in clients:
                 client.progress = _progress(bar, f"round {round} {client.name}")
