@@ -109,6 +109,20 @@ def test_a_bar_says_the_least_that_a_task_still_takes(now):
     assert estimate.left() == pytest.approx(100 * 340 / 130)
 
 
+def test_bars_in_a_notebook_s_text_reach_the_estimate(now):
+    screen = Screen(io.StringIO())
+    screen.estimate = Estimate({"a": 10.0, "b": 100.0})
+    screen.estimate.begin("a")
+    output = Output(screen)
+    output.write("\rtrain:   0%|   | 0/4")
+    now[0] = 100.0
+    output.write("\rtrain:  25%|#  | 1/4")
+    assert screen.estimate.left() == pytest.approx(300 + 100 * (30 + 400) / 40)
+    now[0] = 120.0  # ends early
+    output.write("\rtrain: 100%|###| 4/4\n")
+    assert screen.estimate.left() == pytest.approx(12 + 100 * (30 + 132) / 40)
+
+
 def test_time_left_does_not_stand_still_on_a_busy_machine(now):
     """A single task that takes thirty times as long as expected, without any bar."""
     estimate = Estimate({"a": 120.0})

@@ -81,6 +81,7 @@ class Screen:
         self.clear = "\r\x1b[K" if stream.isatty() else ""
 
     def line(self, text: str) -> None:
+        self.estimate.see(text)  # the last state of a bar is a line
         print(f"{self.clear}{text}", file=self.stream, flush=True)
 
     def status(self, text: str) -> None:
