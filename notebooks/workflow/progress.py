@@ -125,10 +125,9 @@ class Reporter(ZeroReporter):
 
     def __init__(self, pipeline: Pipeline, screen: Screen):
         super().__init__(screen.stream, {})
-        self.pipeline, self.screen, self.failure = pipeline, screen, ""
+        self.pipeline, self.screen, self.failure, self.ran = pipeline, screen, "", 0
         self.reasons: dict[str, str | None] = {}
-        total, self.ran = str(len(pipeline.tasks)), 0
-        numbered = enumerate(pipeline.tasks, 1)
+        total, numbered = str(len(pipeline.tasks)), enumerate(pipeline.tasks, 1)
         self.heads = {name: f"[{i:{len(total)}}/{total}] {name}" for i, name in numbered}
 
     def initialize(self, tasks: dict[str, DoitTask], selected: list[str]) -> None:
@@ -147,8 +146,8 @@ class Reporter(ZeroReporter):
 
     def execute_task(self, task: DoitTask) -> None:
         if task.name in self.heads:
-            head, reason = self.heads[task.name], self.reasons[task.name]
-            self.screen.line(f"{head}: {reason}   [{self.screen.estimate}]")
+            reason = f"{self.reasons[task.name]}   [{self.screen.estimate}]"
+            self.screen.line(f"{self.heads[task.name]}: {reason}")
             self.screen.shown = time.monotonic() - _QUIET / 2  # its first progress comes early
             self.screen.estimate.begin(task.name)
 
