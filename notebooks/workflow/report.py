@@ -11,6 +11,7 @@ import nbformat
 import torch
 import yaml
 from nbconvert import HTMLExporter
+from nbformat.corpus.words import generate_corpus_id
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from fedecider import runs
@@ -92,5 +93,6 @@ def _section(task: Task, outputs: dict[str, int]) -> list:
     heading = new_markdown_cell(f'<a id="{task.name}"></a>\n\n## {title}')
     cells = [heading, about, *others, new_markdown_cell(f"Files: {links}" if links else "")]
     for cell in cells:
+        cell.id = generate_corpus_id()  # notebooks share theirs
         cell.metadata["alt"] = title  # of its pictures, for those who cannot see them
     return cells
