@@ -133,8 +133,7 @@ def read_domains(
     found = sorted(path.parent.name for path in folder.glob("[!.]*/splits.parquet"))
     if not found:
         raise FileNotFoundError(
-            f"no prepared domains in {folder}: run the notebook prepare_goodreads or "
-            "prepare_amazon first"
+            f"no prepared domains in {folder}: run the notebook 01_prepare first"
         )
     missing = sorted(set(names or []) - set(found))
     if missing:

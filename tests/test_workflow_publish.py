@@ -24,12 +24,12 @@ METHODS = {  # label, family, color, order
 
 
 def write_picture(root: Path, name: str, **metadata) -> None:
-    """A notebook that writes a CSV and a PDF under the name of its task."""
+    """A notebook that writes a CSV, a PDF and a PNG under the name of its task."""
     parameters = 'results = ""\ndataset = ""'
     code = (
         "from pathlib import Path\n"
         "Path(results, 'figures').mkdir(exist_ok=True)\n"
-        "for ending in ('csv', 'pdf'):\n"
+        "for ending in ('csv', 'pdf', 'png'):\n"
         f"    Path(results, 'figures', f'{name}-{{dataset}}.{{ending}}').write_text('1')"
     )
     tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
@@ -60,7 +60,7 @@ def test_pictures_are_drawn_of_what_is_packed_and_what_is_here(tmp_path, monkeyp
 
     # nothing of a data set that has no run, no sweeps, and neither data nor models here
     assert publish.draw("small", results, gallery) == 2
-    assert drawn() == ["figure_1_runs-goodreads.csv", "figure_2_more-goodreads.csv"]
+    assert drawn() == ["figure_1_runs-goodreads.png", "figure_2_more-goodreads.png"]
     assert publish.draw("small", results, gallery) == 0
 
     for path in ("data/goodreads/a/meta.json", "runs/goodreads/local-seed0/metrics.csv"):
@@ -70,7 +70,9 @@ def test_pictures_are_drawn_of_what_is_packed_and_what_is_here(tmp_path, monkeyp
     adapter.parent.mkdir(parents=True)
     adapter.write_text("{}")
     assert publish.draw("small", results, gallery) == 2
-    assert drawn()[2:] == ["figure_4_data-goodreads.csv", "figure_5_models-goodreads.csv"]
+    # numbers that cannot be computed from the pack go in, too
+    names = ("figure_4_data-goodreads", "figure_5_models-goodreads")
+    assert drawn()[2:] == [f"{name}.{ending}" for name in names for ending in ("csv", "png")]
 
     # a pack with other content: what shows runs is drawn anew
     runs = ["runs/goodreads/local-seed0", "runs/goodreads/fedavg-seed0"]

@@ -2,9 +2,11 @@
 
 import base64
 import io
+import re
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from test_workflow_tasks import preset
 
@@ -51,6 +53,21 @@ def test_the_report_holds_pictures_text_and_what_was_run(tmp_path, monkeypatch):
     assert "<h3" in page and "planted_users" in page and 'href="figures/heat.png"' in page
     for hidden in ("draw(secret)", "###", "python 3.11 |", "&lt;Figure&gt;", "<script"):
         assert hidden not in page
+
+
+@pytest.mark.filterwarnings("error")
+def test_cells_of_the_same_name_in_two_notebooks_do_not_meet(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    drawn = [Task(name, "notebooks/heat.ipynb", in_report=True) for name in ("heat-a", "heat-b")]
+    for task in drawn:
+        cells = [new_markdown_cell(f"# Picture {task.name}", id="title")]
+        cells.append(new_code_cell("a", id="table", outputs=[new_output("stream", text="7")]))
+        nbformat.write(new_notebook(cells=cells), tmp_path / f"notebooks/{task.name}.ipynb")
+    monkeypatch.chdir(tmp_path)
+    report.task("tiny", preset(), drawn).call(lambda name: {})
+    page = (tmp_path / "report.html").read_text()
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(set(ids)) == len(ids) and {"heat-a", "heat-b", "run"} <= set(ids)
 
 
 def write_picture(results: Path, prose: str) -> Task:

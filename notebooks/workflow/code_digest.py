@@ -1,7 +1,8 @@
 """Which code a notebook calls: the static closure of its imports, each file with a digest.
 
 Nothing is executed. Digests are of the parsed code without comments, docstrings and layout, so that
-editing a sentence sends no federation into another hour of training.
+editing a sentence sends no federation into another hour of training. The __init__ file of a package
+counts by what it defines; a name that it hands on leads to the file that defines it.
 """
 
 import ast
@@ -14,6 +15,9 @@ from pathlib import Path
 import nbformat
 
 PACKAGES = ("fedecider", "data_prep", "figures")
+
+# ("module", None) is `import module`, ("module", "name") is `from module import name`.
+Import = tuple[str, str | None]
 
 
 def code_digest(
@@ -29,116 +33,77 @@ def code_digest(
     requirements.lock. modules: reached too, though found by walking a folder and not by imports.
     prose: a notebook's Markdown counts too.
     """
-    closure, digests = _Closure(root, packages), {}
+    digests: dict[str, str] = {}
+    queue: list[Import] = [(module, None) for module in modules]
     if entry.endswith(".ipynb"):
         cells = nbformat.read(root / entry, as_version=4).cells
-        code = [cell.source for cell in cells if cell.cell_type == "code"]
+        code = [_parsed(cell.source, "") for cell in cells if cell.cell_type == "code"]
         markdown = [cell.source for cell in cells if prose and cell.cell_type != "code"]
-        digests[entry] = _sha("\0".join([*map(_code_sha, code), *markdown]))
-        for source in code:
-            closure.follow(source, package="")
+        digests[entry] = _sha("\0".join([*(sha for sha, _ in code), *markdown]))
+        queue += [pair for _, imports in code for pair in imports]
     else:
-        closure.add(entry.removesuffix(".py").replace("/", "."), root / entry)
-    for module in modules:
-        closure.visit(module)
-    for path in closure.whole | closure.passed:
-        sha = _code_sha(path.read_text(), path in closure.whole)
-        digests[path.relative_to(root).as_posix()] = sha
+        queue.append((entry.removesuffix(".py").replace("/", "."), None))
+    seen: set[Import] = set()
+    while queue:
+        module, name = pair = queue.pop()
+        parts = module.split(".")
+        if pair in seen or parts[0] not in packages:
+            continue
+        seen.add(pair)
+        for end in range(1, len(parts) + 1):  # Python runs the __init__ files above a module
+            if path := _file(root, parts[:end]):
+                is_package = path.stem == "__init__"
+                package = ".".join(parts[: end if is_package else end - 1])
+                sha, imports = _parsed(path.read_text(), package, is_package)
+                digests[path.relative_to(root).as_posix()] = sha
+        if path is None:
+            continue
+        if not is_package or name is None:
+            queue += imports
+        elif _file(root, [*parts, name]):
+            queue.append((f"{module}.{name}", None))
+        else:  # handed on; otherwise defined in the __init__ file itself, or not to be told
+            queue += [pair for pair in imports if pair[1] == name] or imports
     if (lock := root / "requirements.lock").exists():
         pins = [line for line in lock.read_text().splitlines() if line and line[0] != "#"]
         digests[lock.name] = _sha("\n".join(pins))
     return dict(sorted(digests.items()))
 
 
-class _Closure:
-    """Imports followed from module to module."""
-
-    def __init__(self, root: Path, packages: tuple[str, ...]):
-        self.root, self.packages = root, packages
-        self.whole: set[Path] = set()  # files that count entirely
-        self.passed: set[Path] = set()  # __init__ files that only hand names on
-        self.seen: set[tuple] = set()
-
-    def add(self, module: str, path: Path) -> None:
-        if path in self.whole:
-            return
-        self.whole.add(path)
-        package = module if path.stem == "__init__" else module.rpartition(".")[0]
-        self.follow(path.read_text(), package)
-
-    def follow(self, source: str, package: str) -> None:
-        for relative, name in _imports(source):
-            self.visit(resolve_name(relative, package), name)
-
-    def visit(self, module: str, name: str | None = None) -> None:
-        """``import module``, or ``from module import name``."""
-        parts = module.split(".")
-        if parts[0] not in self.packages or (module, name) in self.seen:
-            return
-        self.seen.add((module, name))
-        parents = (self.file(".".join(parts[:end])) for end in range(1, len(parts)))
-        self.passed.update(filter(None, parents))
-        path = self.file(module)
-        if path is None:
-            return
-        if path.stem != "__init__" or name is None:
-            return self.add(module, path)
-        self.passed.add(path)
-        handed_on = {alias: relative for relative, alias in _imports(path.read_text())}
-        if self.file(f"{module}.{name}"):
-            self.visit(f"{module}.{name}")
-        elif name in handed_on:
-            self.visit(resolve_name(handed_on[name], module), name)
-        else:  # defined in the package file itself, or not to be told
-            self.add(module, path)
-
-    def file(self, module: str) -> Path | None:
-        stem = self.root.joinpath(*module.split("."))
-        paths = (stem / "__init__.py", stem.with_suffix(".py"))
-        return next((path for path in paths if path.is_file()), None)
+def _file(root: Path, parts: list[str]) -> Path | None:
+    stem = root.joinpath(*parts)
+    paths = (stem / "__init__.py", stem.with_suffix(".py"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 @lru_cache(maxsize=2048)
-def _imports(source: str) -> tuple[tuple[str, str | None], ...]:
-    """(module, None) for ``import module``, (module, name) for each ``from module import name``."""
-    pairs: list[tuple[str, str | None]] = []
-    for node in ast.walk(_parsed(source) or ast.Module([], [])):
-        if isinstance(node, ast.Import):
-            pairs += [(alias.name, None) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            pairs += [("." * node.level + (node.module or ""), alias.name) for alias in node.names]
-    return tuple(pairs)
+def _parsed(source: str, package: str, is_package: bool = False) -> tuple[str, list[Import]]:
+    """(digest of the code, its imports); bare strings never count, an __init__'s imports neither.
 
-
-def _parsed(source: str) -> ast.Module | None:
-    """The code without line magics; None for what is no Python: its text itself counts."""
+    Line magics are left out; the text itself counts where it is no Python.
+    """
     lines = [line for line in source.splitlines() if line[:1] not in ("%", "!")]
     try:
-        return ast.parse("\n".join(lines))
+        tree = ast.parse("\n".join(lines))
     except SyntaxError:
-        return None
-
-
-@lru_cache(maxsize=2048)
-def _code_sha(source: str, whole: bool = True) -> str:
-    """Digest of the code without docstrings (and other bare strings); without imports or whole."""
-    if (tree := _parsed(source)) is None:
-        return _sha(source)
-    for node in ast.walk(tree):
+        return _sha(source), []
+    imports: list[Import] = []
+    for node in list(ast.walk(tree)):
+        if isinstance(node, ast.Import):
+            imports += [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            imports += [(module, alias.name) for alias in node.names]
         if isinstance(body := getattr(node, "body", None), list):
-            node.body = [statement for statement in body if whole or not _hands_on(statement)]
-            node.body = [statement for statement in node.body if not _is_bare_string(statement)]
-    return _sha(ast.dump(tree))
+            node.body = [entry for entry in body if not _is_left_out(entry, is_package)]
+    return _sha(ast.dump(tree)), imports
 
 
-def _hands_on(node: ast.stmt) -> bool:
+def _is_left_out(node: ast.stmt, is_package: bool) -> bool:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return isinstance(node.value.value, str)
     names = {getattr(target, "id", None) for target in getattr(node, "targets", [])}
-    return isinstance(node, ast.Import | ast.ImportFrom) or "__all__" in names
-
-
-def _is_bare_string(node: ast.stmt) -> bool:
-    value = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+    return is_package and (isinstance(node, ast.Import | ast.ImportFrom) or "__all__" in names)
 
 
 def _sha(text: str) -> str:

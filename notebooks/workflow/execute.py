@@ -22,9 +22,8 @@ from notebooks.workflow.progress import Output, Reporter, Screen  # noqa: E402
 class ThisPython(AsyncKernelManager):
     """Kernels of the Python that runs the workflow, whatever else is installed as "python3"."""
 
-    process_log: (
-        Path  # takes what the process says outside its cells: start-up warnings, a crash's trace
-    )
+    # Takes what the process says outside its cells: start-up warnings, a crash's trace.
+    process_log: Path
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -90,8 +89,8 @@ def _run_notebook(task: Task, results: Path, root: Path, screen: Screen) -> None
             stderr_file=warned,
         )
     except PapermillExecutionError as error:
-        said = f"{error.ename}: {error.evalue}".strip().splitlines()
-        message = said[0] if len(said) == 1 else f"{said[0]} ... {said[-1]}"
+        first, *rest = f"{error.ename}: {error.evalue}".strip().splitlines()
+        message = " ... ".join([first, *rest[-1:]])
         raise WorkflowError(f"{task.name} failed: {message}\nthe notebook: {executed}") from error
     except DeadKernelError as error:
         raise WorkflowError(

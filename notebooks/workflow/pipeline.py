@@ -55,16 +55,12 @@ class Task:
     seconds: float = 30.0  # expected, until a run has been measured
 
 
-class _Database(SqliteDB):
-    def dump(self) -> None:  # as doit's, but open for more
-        super().dump()
-        self._conn = self._sqlite3(self.name)
-
-
 class _Records(Dependency):
     def save_success(self, task: DoitTask, result_hash: str | None = None) -> None:
+        """As doit's, and on disk at once: a driver that is killed loses no record."""
         super().save_success(task, result_hash)
-        self.backend.dump()  # a driver that is killed loses no record
+        self.backend.dump()  # closes the database
+        self.backend._conn = self.backend._sqlite3(self.backend.name)
 
 
 class Pipeline:
@@ -91,7 +87,7 @@ class Pipeline:
             except OSError:
                 raise WorkflowError(f"another make reproduce is at work in {results}") from None
             try:
-                self.records = _Records(_Database, os.path.abspath(".doit.db"))
+                self.records = _Records(SqliteDB, os.path.abspath(".doit.db"))
             except DatabaseException as error:
                 raise WorkflowError(" ".join(str(error).split())) from None
             yield
@@ -108,10 +104,10 @@ class Pipeline:
         outputs = self.records.get_values(name).get("outputs")
         if not begun:
             return "first run"
-        if outputs is None and status.status == "up-to-date":
-            return "goes on from where it was stopped"
         if outputs is None:
-            return "parameters, inputs or code changed since it was stopped"
+            same = status.status == "up-to-date"
+            changed = "parameters, inputs or code changed since it was stopped"
+            return "goes on from where it was stopped" if same else changed
         reasons = []
         for part, now in self.keys[name].items():
             before = begun.get(part, {})
@@ -122,7 +118,7 @@ class Pipeline:
             if changed:
                 more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
                 reasons.append(f"{part} changed: {', '.join(sorted(changed)[:2])}{more}")
-        return "; ".join(reasons) or next(_differences(outputs), None)
+        return "; ".join([*reasons, *([] if reasons else _differences(outputs)[:1])]) or None
 
     def expected_seconds(self, name: str) -> float:
         """How long the task took last time, else what its kind usually takes."""
@@ -146,11 +142,10 @@ class Pipeline:
         task.file_dep = set(files(of.inputs))
         if not (self.root / of.entry).is_file():
             raise WorkflowError(f"{self.root / of.entry} is missing")
-        code = code_digest(self.root, of.entry, of.modules, of.packages, of.in_report)
         self.keys[of.name] = {
-            "parameter": {name: json.dumps(v, sort_keys=True) for name, v in _flat(of.parameters)},
-            "input": {name: state for source in of.sources for name, state in _states(source)},
-            "code": code,
+            "parameter": _opened(of.parameters),
+            "input": _states(of.sources),
+            "code": code_digest(self.root, of.entry, of.modules, of.packages, of.in_report),
         }
         return all(values.get(part) == now for part, now in self.keys[of.name].items())
 
@@ -166,22 +161,14 @@ class Pipeline:
         started = time.monotonic()
         try:
             task.call(self.records.get_values) if task.call else self.execute(task)
+            for pattern in task.outputs:
+                if not files((pattern,)):
+                    path = Path.cwd() / pattern
+                    raise WorkflowError(f"{task.name} ended without writing {path}")
         except WorkflowError as error:
             return TaskFailed(str(error))
-        for pattern in task.outputs:
-            if not files((pattern,)):
-                return TaskFailed(f"{task.name} ended without writing {Path.cwd() / pattern}")
         sizes = {name: os.path.getsize(name) for name in files(task.outputs, task.not_outputs)}
         return {"outputs": sizes, "seconds": round(time.monotonic() - started, 1)}
-
-
-def _flat(parameters: dict) -> Iterator[tuple[str, object]]:
-    """Nested parameters opened, so that a reason can name the one that changed."""
-    for name, value in parameters.items():
-        if isinstance(value, dict):
-            yield from ((f"{name}.{key}", entry) for key, entry in value.items())
-        else:
-            yield name, value
 
 
 def files(patterns: tuple[str, ...], but_not: tuple[str, ...] = ()) -> list[str]:
@@ -196,20 +183,28 @@ def files(patterns: tuple[str, ...], but_not: tuple[str, ...] = ()) -> list[str]
     )
 
 
-def _states(source: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(p for p in [source, *source.rglob("*")] if p.is_file()):
-        stat, name = path.stat(), f"{source.name}/{path.relative_to(source).as_posix()}"
-        yield name, f"{stat.st_size} bytes of {stat.st_mtime_ns}"
+def _opened(parameters: dict) -> dict[str, str]:
+    """Nested parameters by dotted names, so that a reason can name the one that changed."""
+    groups = [(k, v if isinstance(v, dict) else {"": v}) for k, v in parameters.items()]
+    values = {f"{k}.{name}".rstrip("."): v for k, group in groups for name, v in group.items()}
+    return {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
 
 
-def _differences(outputs: dict[str, int]) -> Iterator[str]:
+def _states(sources: tuple[Path, ...]) -> dict[str, str]:
+    states = {}
+    for source in sources:
+        for path in (path for path in [source, *source.rglob("*")] if path.is_file()):
+            name, stat = f"{source.name}/{path.relative_to(source).as_posix()}", path.stat()
+            states[name] = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
+    return states
+
+
+def _differences(outputs: dict[str, int]) -> list[str]:
     """What happened to the files of a finished task."""
-    for name, size in outputs.items():
-        if not os.path.isfile(name):
-            yield f"output missing: {name}"
-        elif os.path.getsize(name) != size:
-            yield f"output changed: {name}"
+    there = {name: os.path.getsize(name) for name in outputs if os.path.isfile(name)}
+    changed = [name for name in outputs if there.get(name) != outputs[name]]
+    return [f"output {'changed' if name in there else 'missing'}: {name}" for name in changed]
 
 
 def _are_there(task: DoitTask, values: dict) -> bool:
-    return "outputs" in values and next(_differences(values["outputs"]), None) is None
+    return "outputs" in values and not _differences(values["outputs"])

@@ -1,10 +1,10 @@
 """A preset: what one `make reproduce` runs, validated, and completed by what the user gives."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedecider.config import RunConfig
 from notebooks.workflow.pipeline import WorkflowError
 
+T = TypeVar("T")
 BUILT_IN = ("smollm2-135m", "tiny")  # models of fedecider, never folders
 
 
@@ -19,6 +20,10 @@ class Strict(BaseModel):
     """Unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# That of folders, tables and figures.
+DatasetName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 
 
 class Dataset(Strict):
@@ -55,17 +60,14 @@ class Preset(Strict):
     """What one `make reproduce` runs."""
 
     about: str = Field(description="a sentence for the report")
-    # by name, which is that of folders, tables and figures
-    datasets: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], Dataset] = Field(
-        min_length=1
-    )
+    datasets: dict[DatasetName, Dataset] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     model: str | None = Field(None, description="null: must be given with MODEL=")
     prepare: dict = Field({}, description="fields of data_prep.Settings for every data set")
     federation: dict = Field({}, description="settings of every run, plain names of RunConfig")
-    search: Search | None = Field(None, description="null: settings as given, nothing chosen")
-    sweeps: Sweeps | None = Field(None, description="null: main runs only")
+    search: Search = Field(Search(tries={}), description="default: nothing is searched")
+    sweeps: Sweeps = Field(Sweeps(fields={}), description="default: main runs only")
     shown: list[str] | None = Field(None, description="figures and tables (figure_4); null: all")
     parameters: dict[str, dict] = Field({}, description="notebook of a picture -> its parameters")
 
@@ -79,13 +81,11 @@ def load(name: str, root: Path) -> Preset:
         raise WorkflowError(f"no preset {name!r}: it is one of {known}, or a path to a .yaml file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise WorkflowError(f"{path}: expected a table of {', '.join(Preset.model_fields)}")
-        return Preset(**content)
     except yaml.YAMLError as error:
         raise WorkflowError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        raise WorkflowError(f"{path}: {first(error)}") from error
+    if not isinstance(content, dict):
+        raise WorkflowError(f"{path}: expected a table of {', '.join(Preset.model_fields)}")
+    return checked(str(path), Preset, content)
 
 
 def complete(
@@ -101,29 +101,26 @@ def complete(
     folders: that of the raw files, of the data sets for which the command line has a name.
     """
     folders = folders or {"goodreads": None, "amazon": None}
-    for dataset in only or []:
-        refuse_unknown(dataset, preset.datasets, f"preset {name} has no data set")
+    refuse_unknown(only or (), preset.datasets, f"preset {name} has no data set")
     datasets = {}
     for dataset in only or preset.datasets:
-        entry, folder = preset.datasets[dataset], folders.get(dataset)
+        entry, folder, fault = preset.datasets[dataset], folders.get(dataset), None
         variable = f"{dataset.upper()}=" if dataset in folders else ""
-        if entry.kind != "planted":
-            if not folder and not entry.source:
-                needed = f"needs {variable}<folder with the published {dataset} dumps>"
-                absent = f"names no source, the folder of {dataset}'s files"
-                raise WorkflowError(f"preset {name} {needed if variable else absent}")
-            path = Path(folder).expanduser() if folder else root / Path(entry.source).expanduser()
-            if not path.is_dir():
-                raise WorkflowError(
-                    f"preset {name} reads {dataset} from {path.absolute()}, but there is no such "
-                    f"folder{f'; name another with {variable}<folder>' if variable else ''}"
-                )
-            entry = entry.model_copy(update={"source": os.path.abspath(path)})
-        elif folder:
-            raise WorkflowError(
-                f"preset {name} makes its own {dataset} data and cannot use {variable}{folder}; "
-                "PRESET=paper reads published dumps"
-            )
+        source = Path(folder or root / os.path.expanduser(entry.source or "")).expanduser()
+        if entry.kind == "planted" and folder:
+            fault = f"makes its own {dataset} data and cannot use {variable}{folder}; "
+            fault += "PRESET=paper reads published dumps"
+        elif entry.kind != "planted" and not (folder or entry.source):
+            fault = f"names no source, the folder of {dataset}'s files"
+            if variable:
+                fault = f"needs {variable}<folder with the published {dataset} dumps>"
+        elif entry.kind != "planted" and not source.is_dir():
+            fault = f"reads {dataset} from {source.absolute()}, but there is no such folder"
+            fault += f"; name another with {variable}<folder>" if variable else ""
+        elif entry.kind != "planted":
+            entry = entry.model_copy(update={"source": os.path.abspath(source)})
+        if fault:
+            raise WorkflowError(f"preset {name} {fault}")
         datasets[dataset] = entry
     model = model or preset.model
     if not model:
@@ -133,22 +130,32 @@ def complete(
     return preset.model_copy(update={"datasets": datasets, "model": model})
 
 
-def refuse_unknown(name: str, known: Iterable[str], complaint: str) -> None:
-    """WorkflowError with the nearest name, or all."""
+def refuse_unknown(names: Iterable[str], known: Iterable[str], complaint: str) -> None:
+    """WorkflowError for a name that is not known, with the nearest that is, or all."""
     known = sorted(known)
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        raise WorkflowError(f"{complaint} {name!r}: {hint}")
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise WorkflowError(f"{complaint} {name!r}: {hint}")
 
 
-def first(error: ValidationError) -> str:
-    """One complaint of pydantic as a sentence; an unknown name before what follows from it."""
+def checked(label: str, make: Callable[..., T], given: dict, **own: object) -> T:
+    """make(**given, **own); WorkflowError, after the label, for what is refused."""
+    for name in sorted(given.keys() & own.keys()):
+        raise WorkflowError(f"{label}: {name} is the workflow's to choose")
+    try:
+        return make(**given, **own)
+    except ValueError as error:
+        raise WorkflowError(f"{label}: {_sentence(error)}") from error
+
+
+def _sentence(error: ValueError) -> str:
+    """One complaint of pydantic's; an unknown name before what follows from it."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     entry = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     parts = entry["loc"][entry["loc"][:1] in {(group,) for group in RunConfig.GROUPS} :]
     name = ".".join(map(str, parts)) or "the settings"
-    if entry["type"] == "extra_forbidden":
-        return f"unknown name {name!r}"
-    if entry["type"] == "missing":
-        return f"{name!r} is missing"
-    return f"{name}: {entry['msg']}, not {entry['input']!r}"
+    words = {"extra_forbidden": f"unknown name {name!r}", "missing": f"{name!r} is missing"}
+    return words.get(entry["type"], f"{name}: {entry['msg']}, not {entry['input']!r}")

@@ -16,16 +16,19 @@ _QUIET = 30.0  # seconds between a notebook's progress lines where there is no t
 
 def clock(seconds: float) -> str:
     """8 s, 2 min 10 s, 1 h 5 min."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    short = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    return f"{hours} h {minutes} min" if hours else short
 
 
 class Estimate:
-    """Time left, from what each task is expected to take and how the finished ones compared."""
+    """Time left: the work that is left, at the pace of the work that was done in this run.
+
+    Work is counted in expected seconds. The running task ends as expected at that pace, or later:
+    no sooner than each of its bars says by its own speed, and once it outlives all of these it is
+    taken to have a tenth of its time still before it. What it thus takes counts for the pace, too.
+    """
 
     def __init__(self, expected: dict[str, float]):
         self.expected, self.started = dict(expected), time.monotonic()
@@ -33,9 +36,21 @@ class Estimate:
         # not swing the estimate.
         self.took = self.planned = 30.0
         self.current, self.begun = "", 0.0
+        self.bars: dict[str, tuple[float, int]] = {}  # title -> when and at which % first seen
+        self.ends: dict[str, float] = {}  # title -> when it will be full
 
     def begin(self, name: str) -> None:
-        self.current, self.begun = name, time.monotonic()
+        self.current, self.begun, self.bars, self.ends = name, time.monotonic(), {}, {}
+
+    def see(self, text: str) -> None:
+        """A line of the running task; a tqdm bar in it says how much of its work is done."""
+        if bar := re.search(r"(.*?)(\d+)%\|", text):
+            now, title, percent = time.monotonic(), bar[1].strip(), int(bar[2])
+            since, first = self.bars.setdefault(title, (now, percent))
+            if percent < first:  # another bar of that title
+                self.bars[title] = now, percent
+            elif percent > first:
+                self.ends[title] = now + (now - since) * (100 - percent) / (percent - first)
 
     def end(self) -> float:
         took = time.monotonic() - self.begun
@@ -45,10 +60,14 @@ class Estimate:
         return took
 
     def left(self) -> float:
-        pace = self.took / self.planned
-        # A task that outlives its expectation still has something to do.
-        share = 0.9 * self.expected.get(self.current, 0.0)
-        return pace * sum(self.expected.values()) - min(time.monotonic() - self.begun, pace * share)
+        took, planned, rest = self.took, self.planned, 0.0
+        if expected := self.expected.get(self.current):
+            now = time.monotonic()
+            end = max(self.begun + expected * took / planned, *self.ends.values(), now)
+            rest = max(end - now, (now - self.begun) / 10)
+            took, planned = took + now + rest - self.begun, planned + expected
+        others = sum(self.expected.values()) - (expected or 0.0)
+        return rest + others * took / planned
 
     def __str__(self) -> str:
         return f"{clock(time.monotonic() - self.started)} so far, about {clock(self.left())} left"
@@ -62,10 +81,12 @@ class Screen:
         self.clear = "\r\x1b[K" if stream.isatty() else ""
 
     def line(self, text: str) -> None:
+        self.estimate.see(text)  # the last state of a bar is a line
         print(f"{self.clear}{text}", file=self.stream, flush=True)
 
     def status(self, text: str) -> None:
         """A notebook's own progress: the newest replaces the last."""
+        self.estimate.see(text)
         text = f"    {text.strip()}   [{self.estimate}]"
         if self.clear:
             width = shutil.get_terminal_size().columns - 1
@@ -104,10 +125,9 @@ class Reporter(ZeroReporter):
 
     def __init__(self, pipeline: Pipeline, screen: Screen):
         super().__init__(screen.stream, {})
-        self.pipeline, self.screen, self.failure = pipeline, screen, ""
+        self.pipeline, self.screen, self.failure, self.ran = pipeline, screen, "", 0
         self.reasons: dict[str, str | None] = {}
-        total, self.ran = str(len(pipeline.tasks)), 0
-        numbered = enumerate(pipeline.tasks, 1)
+        total, numbered = str(len(pipeline.tasks)), enumerate(pipeline.tasks, 1)
         self.heads = {name: f"[{i:{len(total)}}/{total}] {name}" for i, name in numbered}
 
     def initialize(self, tasks: dict[str, DoitTask], selected: list[str]) -> None:
@@ -126,8 +146,8 @@ class Reporter(ZeroReporter):
 
     def execute_task(self, task: DoitTask) -> None:
         if task.name in self.heads:
-            head, reason = self.heads[task.name], self.reasons[task.name]
-            self.screen.line(f"{head}: {reason}   [{self.screen.estimate}]")
+            reason = f"{self.reasons[task.name]}   [{self.screen.estimate}]"
+            self.screen.line(f"{self.heads[task.name]}: {reason}")
             self.screen.shown = time.monotonic() - _QUIET / 2  # its first progress comes early
             self.screen.estimate.begin(task.name)
 

@@ -5,11 +5,13 @@
 packs the finished runs of results/<preset> into figures/gallery/<preset>, beside those that are
 there already, draws the figures and tables of all of them anew, and writes their summary, for
 sample also into the README. What goes in is derived: no row of a data set (users are numbered, not
-named) and no weights. `--draw` only draws.
+named) and no weights. Numbers go in as CSV only where the pack does not hold what they are computed
+from: data or saved models. `--draw` only draws.
 """
 
 import argparse
 import contextlib
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -22,7 +24,7 @@ from fedecider import runs
 from figures import summary
 from notebooks.workflow.__main__ import ROOT, use_absolute_cache
 from notebooks.workflow.execute import bring_up_to_date
-from notebooks.workflow.pipeline import Task, WorkflowError, files
+from notebooks.workflow.pipeline import WorkflowError, files
 from notebooks.workflow.preset import load
 from notebooks.workflow.tasks import tasks
 
@@ -41,37 +43,29 @@ def draw(name: str, results: Path, gallery: Path) -> int:
         (published / "data").symlink_to("../data")
     preset = load(name, ROOT)
     preset = preset.model_copy(update={"model": preset.model or "smollm2-135m"})
-    packed = set(pd.read_parquet(gallery / "runs.parquet")["run"].str.rpartition("/")[0])
+    names = pd.read_parquet(gallery / "runs.parquet")["run"]
+    packed = {f"{folder}/*/*" for folder in names.str.rpartition("/")[0]}
     drawn = 0
     for folder in (published, results):
-        pictures = [task for task in tasks(preset, folder, ROOT) if task.in_report]
-        models = [
-            task for task in pictures if any("adapters" in pattern for pattern in task.inputs)
-        ]
-        if folder == results:
-            todo = [
-                task for task in models if all(any(folder.glob(pattern)) for pattern in task.inputs)
-            ]
-        else:
-            packs = (_of_pack(task, folder, packed) for task in pictures if task not in models)
-            todo = [task for task in packs if task]
+        todo, kept = [], {}
+        for task in tasks(preset, folder, ROOT):
+            of_pack = [p for p in task.inputs if p.endswith("/*/*") and "adapters" not in p]
+            others = [pattern for pattern in task.inputs if pattern not in of_pack]
+            models = any("adapters" in pattern for pattern in others)
+            needed = task.inputs if models else others
+            here = all(any(folder.glob(pattern)) for pattern in needed)
+            shown = models or not of_pack or packed.intersection(of_pack)
+            if task.in_report and models == (folder == results) and here and shown:
+                todo.append(task if models else replace(task, inputs=(*others, "*.parquet")))
+                kept[task.name] = (".png", ".md", ".csv") if others else (".png", ".md")
         drawn += bring_up_to_date(todo, folder, ROOT)[0]
         with contextlib.chdir(folder):
-            written = [path for task in todo for path in files(task.outputs, task.not_outputs)]
-        for path in written:
-            if path.endswith((".png", ".csv", ".md")):
+            written = [(p, kept[t.name]) for t in todo for p in files(t.outputs, t.not_outputs)]
+        for path, endings in written:
+            if path.endswith(endings):
                 with runs.atomic(gallery / path) as beside:
                     shutil.copyfile(folder / path, beside)
     return drawn
-
-
-def _of_pack(task: Task, folder: Path, packed: set[str]) -> Task | None:
-    """The picture with the pack for its runs; None if there are none of them, or no data."""
-    kinds = {pattern.removesuffix("/*/*") for pattern in task.inputs if pattern[:4] != "data"}
-    data = [pattern for pattern in task.inputs if pattern[:4] == "data"]
-    if kinds and not kinds & packed or not all(any(folder.glob(pattern)) for pattern in data):
-        return None
-    return replace(task, inputs=(*data, "*.parquet"))
 
 
 def summarise(gallery: Path, readme: Path | None = None) -> str:
@@ -82,12 +76,12 @@ def summarise(gallery: Path, readme: Path | None = None) -> str:
     with runs.atomic(gallery / "summary.md") as beside:
         beside.write_text(page, encoding="utf-8")
     if readme is not None:
-        before, begin, rest = readme.read_text(encoding="utf-8").partition(summary.BEGIN)
-        _, end, after = rest.partition(summary.END)
-        if not (begin and end):
+        text, marks = readme.read_text(encoding="utf-8"), f"(?s){summary.BEGIN}.*{summary.END}"
+        text, count = re.subn(marks, lambda _: page.strip(), text)
+        if not count:
             raise WorkflowError(f"{readme} needs the lines {summary.BEGIN} and {summary.END}")
         with runs.atomic(readme) as beside:
-            beside.write_text(before + page.strip() + after, encoding="utf-8")
+            beside.write_text(text, encoding="utf-8")
     return page
 
 
