@@ -67,8 +67,8 @@ def write_domain(store: Store, folder: Path, settings: Settings, name: str) -> d
     ids = "FROM final JOIN final_users USING (u) JOIN final_items USING (i)"
     _write(
         connection,
-        "SELECT user_id, item_id, rating, moment // 1000000 AS timestamp, history_index AS position "
-        f"{ids} ORDER BY u, history_index",
+        "SELECT user_id, item_id, rating, moment // 1000000 AS timestamp, "
+        f"history_index AS position {ids} ORDER BY u, history_index",
         folder / "interactions.parquet",
         _INTERACTIONS,
     )

@@ -52,7 +52,7 @@ def find(folder: Path, domains: list[str] | None = None) -> dict[str, Files]:
     for path in sorted(folder.glob("goodreads_*")):
         match = _NAME.fullmatch(path.name)
         if match and path.name.removesuffix(".gz") not in _WHOLE.values():
-            roles = tables.setdefault(match[2], {"interactions": [], "books": []})
+            roles = tables.setdefault(match[2], {"books": [], "interactions": []})
             roles[match[1]].append(path)
     pairs = {}
     for genre, roles in sorted(tables.items()):

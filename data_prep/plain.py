@@ -36,7 +36,7 @@ def find(folder: Path, domains: list[str] | None = None) -> dict[str, Files]:
     for domain in sorted(tables):
         if domains is not None and domain not in domains:
             if all(tables[domain].values()):  # named where a domain is asked for that is not there
-                pairs[domain] = Files(*(paths[0] for paths in tables[domain].values()))
+                pairs[domain] = _first(tables[domain])
             continue
         for role, paths in tables[domain].items():
             if len(paths) > 1:
@@ -49,13 +49,17 @@ def find(folder: Path, domains: list[str] | None = None) -> dict[str, Files]:
                     f"{folder}: expected {domain}.{role}.csv, .csv.gz or .parquet beside "
                     f"{other[0].name}"
                 )
-        pairs[domain] = Files(*(paths[0] for paths in tables[domain].values()))
+        pairs[domain] = _first(tables[domain])
     if not pairs:
         raise FileNotFoundError(
             f"{folder}: expected <domain>.interactions.csv and <domain>.items.csv "
             "(or .csv.gz, .parquet), found none"
         )
     return pairs
+
+
+def _first(roles: dict[str, list[Path]]) -> Files:
+    return Files(roles["interactions"][0], roles["items"][0])
 
 
 def load(store: Store, files: Files, settings: Settings) -> None:

@@ -81,8 +81,8 @@ def sniff(path: Path, formats: dict[str, list[tuple[str, ...]]]) -> str:
         non_empty += 1
         first = first or (number, line)
         held, _ = record(line)
-        for name, fields in formats.items() if held is not None else ():
-            if all(any(key in held for key in keys) for keys in fields):
+        for name, fields in formats.items():
+            if held and all(any(key in held for key in keys) for keys in fields):
                 votes[name] += 1
     expected = " or ".join(
         f"{', '.join('/'.join(keys) for keys in fields)} ({name})"

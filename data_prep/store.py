@@ -18,9 +18,16 @@ from .settings import Settings
 from .times import LATEST, OUT_OF_RANGE, Times, kind_sql
 from .titles import full_title, short_title
 
-_NUMBER = "CASE WHEN NOT contains({0}, '_') AND isfinite(try_cast({0} AS DOUBLE)) THEN try_cast({0} AS DOUBLE) END"
+# DuckDB takes "1_000" and "inf" for numbers.
+_NUMBER = (
+    "CASE WHEN NOT contains({0}, '_') AND isfinite(try_cast({0} AS DOUBLE)) "
+    "THEN try_cast({0} AS DOUBLE) END"
+)
 # ISO dates only: DuckDB reads words such as "epoch" and "infinity" as times too.
-_DATE = r"CASE WHEN regexp_matches({0}, '^\d{{4}}[-/]\d') THEN epoch_us(try_cast({0} AS TIMESTAMPTZ)) / 1000 END"
+_DATE = (
+    r"CASE WHEN regexp_matches({0}, '^\d{{4}}[-/]\d') "
+    "THEN epoch_us(try_cast({0} AS TIMESTAMPTZ)) / 1000 END"
+)
 
 
 class Part(NamedTuple):
@@ -49,8 +56,9 @@ class Store:
     """An open database with the tables `interactions` and `items`, and the counts of both files.
 
     interactions(user_id, item_id, rating, moment in milliseconds UTC, number, position, line)
-    items(item_id, title, brief, line), full titles; untitled(item_id). `number` is a time whose unit the
-    whole column tells: `timed`, a view, holds the interactions with it decided.
+    items(item_id, title, brief, line): title is the full one; untitled(item_id)
+    `number` is a time whose unit the whole column tells. `timed`, a view, holds the interactions
+    of that unit, with moment in microseconds.
     """
 
     def __init__(self, folder: Path, settings: Settings, files: Files):

@@ -14,14 +14,14 @@ import duckdb
 from .reading import FormatError
 
 LATEST = 4_102_444_800_000  # 2100-01-01 in milliseconds: later times are errors
-# Unit -> its milliseconds; a number below LATEST of a unit and not of one before it is of that unit.
+# Unit -> its milliseconds. A number is of the first unit by which it lies before LATEST.
 UNITS = {"seconds": 1000.0, "milliseconds": 1.0, "microseconds": 1e-3, "nanoseconds": 1e-6}
 _EARLY = 1e8  # seconds; March 1973: fewer are no clock's where nearly all others have more
 _SHARE = 0.1  # of the numbers that may be of another kind, each rejected; more refuse the file
 _DAY, _MONTH = "BETWEEN 1 AND 31", "BETWEEN 1 AND 12"
 _YEAR = "BETWEEN 1900 AND 2099"
 _WHOLE = "number = whole"
-# What a column of numbers below _EARLY may be instead: condition on `number`, and `whole`, and the hint.
+# What numbers below _EARLY may be instead: condition on number and whole (its integer), the hint.
 _DATES = {
     "years": (f"{_WHOLE} AND whole {_YEAR}", "years"),
     "YYYYMMDD": (

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 SPLITS = ("train", "valid", "test")
+MANIFEST = "manifest.json"  # beside the domains: which they are, and the sha256 of their files
 
 _TABLES = {
     "items": ["item_id", "title"],
@@ -45,6 +48,7 @@ class Domain:
     test: dict[str, str]
     negatives: dict[tuple[str, str], list[str]]  # (split, user_id) -> sampled unseen item_ids
     folder: Path  # where it was read from
+    interactions_digest: str = ""  # of the training interactions of all users
 
     def history(self, user: str, split: str) -> list[str]:
         """What precedes the user's item of this split: test also sees the validation item."""
@@ -60,10 +64,11 @@ def read_domain(folder: Path | str, **limits: int | None) -> Domain:
 
     `train`, `valid` and `test` limit the number of users of each split (`some_users`); no row of
     another user is kept, so that a domain of 10^8 rows fits into memory. Raises FileNotFoundError
-    or ValueError, naming the file, if one is missing, lacks a column, or the tables contradict each
-    other.
+    or ValueError, naming the file, if one is missing, is not as the manifest beside the domain's
+    folder says, lacks a column, or the tables contradict each other.
     """
     folder = Path(folder)
+    _check_files(folder, [f"{name}.parquet" for name in _TABLES])
     tables = {
         name: _table(folder / f"{name}.parquet", columns) for name, columns in _TABLES.items()
     }
@@ -101,15 +106,60 @@ def read_domain(folder: Path | str, **limits: int | None) -> Domain:
         test=held["test"],
         negatives={(row.split, row.user_id): list(row.negatives) for row in listed.itertuples()},
         folder=folder,
+        interactions_digest=_interactions_digest(folder),
     )
 
 
 def interactions(folder: Path) -> pd.DataFrame:
     """Training interactions of all users of a prepared domain: user_id, item_id, sorted."""
+    return _sorted_interactions(folder).to_pandas()
+
+
+def _sorted_interactions(folder: Path) -> pa.Table:
     table = _table(folder / "splits.parquet", _TABLES["splits"])
     rows = table.to_table(["user_id", "item_id", "position"], filter=ds.field("split") == "train")
     rows = rows.sort_by([("user_id", "ascending"), ("position", "ascending")])
-    return rows.select(["user_id", "item_id"]).to_pandas()
+    return rows.select(["user_id", "item_id"])
+
+
+def _interactions_digest(folder: Path) -> str:
+    """Digest of what `interactions` gives, without holding it where the file is sorted."""
+    columns = _TABLES["splits"]
+    hashes = [hashlib.sha256() for _ in range(4)]  # lengths and bytes of users and of items
+    last: tuple[str, int] | None = None
+    for batch in pq.ParquetFile(folder / "splits.parquet").iter_batches(columns=columns):
+        rows = pa.table(batch).filter(pc.equal(batch["split"], "train"))
+        if not rows.num_rows:
+            continue
+        ends = [(rows["user_id"][row].as_py(), rows["position"][row].as_py()) for row in (0, -1)]
+        if (last and ends[0] < last) or not _is_sorted(rows):
+            hashes = [hashlib.sha256() for _ in range(4)]
+            _update(hashes, _sorted_interactions(folder))
+            break
+        last = ends[1]
+        _update(hashes, rows)
+    return hashlib.sha256(b"".join(part.digest() for part in hashes)).hexdigest()
+
+
+def _is_sorted(rows: pa.Table) -> bool:
+    before, after = rows.slice(0, rows.num_rows - 1), rows.slice(1)
+    falls = pc.or_(
+        pc.less(after["user_id"], before["user_id"]),
+        pc.and_(
+            pc.equal(after["user_id"], before["user_id"]),
+            pc.less(after["position"], before["position"]),
+        ),
+    )
+    return not pc.any(falls).as_py()
+
+
+def _update(hashes: list, rows: pa.Table) -> None:
+    for place, name in enumerate(("user_id", "item_id")):
+        for chunk in rows[name].cast(pa.large_string()).chunks:
+            _, offsets, data = chunk.buffers()
+            ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+            hashes[2 * place].update(np.diff(ends).tobytes())
+            hashes[2 * place + 1].update(memoryview(data or b"")[ends[0] : ends[-1]])
 
 
 def _table(path: Path, columns: list[str]) -> ds.Dataset:
@@ -122,28 +172,74 @@ def _table(path: Path, columns: list[str]) -> ds.Dataset:
     return table
 
 
-def read_domains(
-    folder: Path | str, names: list[str] | None = None, **limits: int | None
-) -> list[Domain]:
-    """All prepared domains below a folder, in sorted order, or the named ones; limits as above.
+def read_manifest(folder: Path | str) -> dict:
+    """What a data set's last finished preparation says of it.
 
-    Raises FileNotFoundError if there is none, or a named one is missing.
+    Raises FileNotFoundError if there is none, ValueError if it cannot be read.
     """
-    folder = Path(folder)
-    found = sorted(path.parent.name for path in folder.glob("[!.]*/splits.parquet"))
-    if not found:
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        if any(path.parent.glob("[!.]*/splits.parquet")):
+            raise FileNotFoundError(
+                f"{path} is missing: the data set was prepared by an earlier version, or its "
+                "preparation was stopped at its end; prepare it again"
+            )
         raise FileNotFoundError(
             f"no prepared domains in {folder}: run the notebook prepare_goodreads or "
             "prepare_amazon first"
         )
-    missing = sorted(set(names or []) - set(found))
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        domains = {name: dict(files) for name, files in manifest["domains"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged: prepare the data set again") from None
+    return {**manifest, "domains": domains}
+
+
+def _check_files(folder: Path, names: Iterable[str]) -> None:
+    """Raises FileNotFoundError or ValueError for a file that is not as it was prepared."""
+    domains = read_manifest(folder.parent)["domains"]
+    if folder.name not in domains:
+        raise FileNotFoundError(
+            f"{folder.parent} has no domain {folder.name!r}, only {', '.join(sorted(domains))}"
+        )
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: prepare the domain with data_prep first")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        expected = domains[folder.name].get(name)
+        if digest != expected:
+            raise ValueError(
+                f"{path} is damaged or was changed after its preparation: its sha256 is "
+                f"{digest[:12]}..., {MANIFEST} says {str(expected)[:12]}...; prepare the data set "
+                "again"
+            )
+
+
+def read_domains(
+    folder: Path | str, names: list[str] | None = None, **limits: int | None
+) -> list[Domain]:
+    """All domains that a folder's manifest names, in sorted order, or those of `names`.
+
+    Limits as above. Raises FileNotFoundError if there is no manifest, or a named domain is not in
+    it, and ValueError for an empty list and a name that is there twice.
+    """
+    folder = Path(folder)
+    prepared = sorted(read_manifest(folder)["domains"])
+    if names is not None and (not names or len(set(names)) < len(names)):
+        raise ValueError(f"domains {names}: expected different names of {', '.join(prepared)}")
+    missing = sorted(set(names or []) - set(prepared))
     if missing:
-        raise FileNotFoundError(f"{folder} has no domain {missing[0]!r}, only {', '.join(found)}")
-    return [read_domain(folder / name, **limits) for name in sorted(names or found)]
+        raise FileNotFoundError(
+            f"{folder} has no domain {missing[0]!r}, only {', '.join(prepared)}"
+        )
+    return [read_domain(folder / name, **limits) for name in sorted(names or prepared)]
 
 
 def data_digest(domains: Iterable[Domain]) -> str:
-    """Digest of all that was read: equal content gives equal digests, wherever it lies on disk."""
+    """Digest of all that a method reads: equal content gives equal digests, wherever it lies."""
     found = hashlib.sha256()
     for domain in domains:
         for piece in _content(domain):
@@ -154,6 +250,7 @@ def data_digest(domains: Iterable[Domain]) -> str:
 def _content(domain: Domain) -> Iterator:
     """A domain piece by piece, in an order that nothing but its content decides."""
     yield domain.name
+    yield domain.interactions_digest
     yield from zip(domain.items.index, domain.items, domain.popularity.tolist(), strict=True)
     for split in SPLITS:
         yield split, domain.users[split]

@@ -1,10 +1,12 @@
 """Small prepared domains and a tiny backbone for tests; everything here is made up."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from data_prep import folders
 from fedecider.config import RunConfig
 
 _WORDS = ["dragon", "garden", "silver", "harbour", "moon", "paper", "winter", "engine", "cat"]
@@ -32,6 +34,13 @@ def write_domain(folder: Path, seed: int, users: int = 12, items: int = 30, hist
     pd.DataFrame(splits, columns=columns).to_parquet(folder / "splits.parquet")
     columns = ["user_id", "split", "item_id", "negatives"]
     pd.DataFrame(candidates, columns=columns).to_parquet(folder / "candidates.parquet")
+    seal(folder.parent, [folder.name])
+
+
+def seal(out: Path, added: Iterable[str] = ()) -> None:
+    """Write the manifest of the domains in `out` anew, after a file was changed on purpose."""
+    known = (folders.read_manifest(out) or {"domains": {}})["domains"]
+    folders.write_manifest(out, sorted({*known, *(n for n in added if n[0] != ".")}))
 
 
 def write_domains(folder: Path, names=("books", "comics", "games")) -> Path:
