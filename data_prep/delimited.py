@@ -134,21 +134,22 @@ class _Rows:
         quotes = np.flatnonzero(buffer == ord('"')) if b'"' in data else np.empty(0, np.int64)
         whole = np.ones(len(ends), dtype=bool)
         if len(quotes):
-            line_of = np.searchsorted(ends, quotes, side="right")
-            before = np.searchsorted(quotes, starts)  # quotes in the lines above
-            opens = (np.arange(len(quotes)) - before[line_of]) % 2 == 0
+            before = np.searchsorted(quotes, np.append(starts, len(buffer)))
+            amounts = np.diff(before)
+            number, passed = np.arange(len(quotes)), np.searchsorted(quotes, separators)
+            odd = amounts % 2 == 1
+            if odd.any():  # quotes are counted from the start of each line
+                whole[odd] = False
+                number = number - np.repeat(before[:-1], amounts)
+                passed = passed - before[np.searchsorted(ends, separators, side="right")]
             # A quote stands at an edge of a field or beside the other half of a doubled quote.
-            padded = np.concatenate([[ord("\n")], buffer, [ord("\n")]])
-            ahead, behind = padded[quotes], padded[quotes + 2]
-            edges = np.array([ord(self.separator), ord('"'), ord("\n"), ord("\r")])
-            sound = np.where(opens, np.isin(ahead, edges), np.isin(behind, edges))
-            whole[line_of[~sound]] = False
-            amounts = np.diff(np.append(before, len(quotes)))
-            whole[amounts % 2 == 1] = False
-            # Within quotes a separator is text.
-            passed = np.searchsorted(quotes, separators)
-            line_of = np.searchsorted(ends, separators, side="right")
-            separators = separators[(passed - before[line_of]) % 2 == 0]
+            edges = np.zeros(256, dtype=bool)
+            edges[[ord(self.separator), *b'"\n\r']] = True
+            padded = np.concatenate([[np.uint8(ord("\n"))], buffer, [np.uint8(ord("\n"))]])
+            sound = edges[padded[quotes + 2 * (number % 2)]]
+            if not sound.all():
+                whole[np.searchsorted(ends, quotes[~sound], side="right")] = False
+            separators = separators[passed % 2 == 0]  # within quotes it is text
         counts = np.diff(np.searchsorted(separators, np.append(starts, len(buffer))))
         return whole & (counts == self.width - 1)
 

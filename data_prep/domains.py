@@ -219,6 +219,15 @@ def _live(store: Store) -> tuple:
     )
 
 
+_PRIME = 2**31 - 1
+
+
+def _key(name: str, settings: Settings) -> str:
+    """SQL: a number from 1 to _PRIME - 1 for an id; products of two modulo _PRIME are hashes."""
+    text = f"concat_ws(':', {settings.seed}, '{name}', {name}_id)"
+    return f"(1 + md5_number_lower({text}) % {_PRIME - 1})::BIGINT"
+
+
 def _number(store: Store, settings: Settings) -> None:
     """Order each user's rows; number the users and items that are left by their sorted ids.
 
@@ -226,10 +235,11 @@ def _number(store: Store, settings: Settings) -> None:
     would let the order of its items decide.
     """
     run = store.connection.execute
-    run("""CREATE TABLE final_users AS SELECT user_id, person,
-        row_number() OVER (ORDER BY user_id) - 1 AS u
+    run(f"""CREATE TABLE final_users AS SELECT user_id, person, {_key("user", settings)}
+        AS user_key, row_number() OVER (ORDER BY user_id) - 1 AS u
         FROM users SEMI JOIN live_users USING (person)""")
-    run("""CREATE TABLE final_items AS SELECT item_id, title, item,
+    run(f"""CREATE TABLE final_items AS SELECT item_id, title, item, {_key("item", settings)}
+        AS item_key,
         row_number() OVER (ORDER BY item_id) - 1 AS i
         FROM heads SEMI JOIN live_items USING (item)""")
     same = " AND ".join(
@@ -240,7 +250,7 @@ def _number(store: Store, settings: Settings) -> None:
         row_number() OVER user_rows > 1 AND {same} AS tied,
         count(*) OVER (PARTITION BY u) AS total
         FROM (SELECT u, i, rating, moment, position,
-            md5_number_lower(concat_ws(':', {settings.seed}, user_id, item_id)) AS tie
+            user_key * item_key % {_PRIME} AS tie
             FROM events JOIN final_users USING (person) JOIN final_items USING (item))
         WINDOW user_rows AS (PARTITION BY u ORDER BY {store.order}, tie, i)""")
     run("DROP TABLE events")

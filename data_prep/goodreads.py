@@ -118,19 +118,19 @@ def load(store: Store, files: Files, settings: Settings) -> None:
     if files.part:
         _load_genre(store, files.part, settings)
         other_genre = "CASE WHEN item_id NOT IN (FROM of_genre) THEN 'book of another genre' END"
-    read, added = (
-        f"CAST(epoch_ms(try_strptime(present({name}), '%a %b %d %H:%M:%S %z %Y')) AS DOUBLE)"
-        for name in ("read_at", "date_added")
-    )
     drop = "CASE WHEN lower(is_read) IS DISTINCT FROM 'true' THEN 'not read' END"
+    moments = ", ".join(
+        f"CAST(epoch_ms(try_strptime({name}, '%a %b %d %H:%M:%S %z %Y')) AS DOUBLE) AS {moment}"
+        for name, moment in (("read_at", "read_moment"), ("date_added", "added_moment"))
+    )
     # 0 stars is Goodreads' way to say that there is no rating.
     fields = f"""SELECT line, broken, value, user_id, item_id, NULL::VARCHAR AS position,
-            CASE WHEN try_cast(stars AS DOUBLE) = 0 THEN NULL ELSE stars END AS rating,
-            coalesce(present(read_at), present(date_added)) AS time,
-            CASE WHEN {read} BETWEEN 0 AND {LATEST - 1} THEN {read}
-                 ELSE coalesce({added}, {read}) END AS moment,
+            CASE WHEN stars <> '0' THEN stars END AS rating, coalesce(read_at, date_added) AS time,
+            CASE WHEN read_moment BETWEEN 0 AND {LATEST - 1} THEN read_moment
+                 ELSE coalesce(added_moment, read_moment) END AS moment,
             coalesce({other_genre}, {drop if settings.only_read else "NULL::VARCHAR"}) AS dropped
-        FROM batch"""
+        FROM (SELECT *, {moments} FROM (SELECT * REPLACE (present(read_at) AS read_at,
+            present(date_added) AS date_added) FROM batch))"""
     names = {"user": "user_id", "item": "book_id", "time": "date_added"}
     columns = {
         "user_id": ["user_id"],

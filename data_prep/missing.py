@@ -24,7 +24,10 @@ def present(text: str | None) -> str | None:
 def register(connection: duckdb.DuckDBPyConnection) -> None:
     """Define the SQL macro present(x), the same as the function above, on a connection."""
     words = ", ".join("'" + word + "'" for word in sorted(WORDS | {""}))
-    bare = f"trim(x, '{BLANK}')"
-    connection.execute(
-        f"CREATE OR REPLACE MACRO present(x) AS CASE WHEN {bare} NOT IN ({words}) THEN {bare} END"
-    )
+    longest = max(map(len, WORDS))
+    known = f"CASE WHEN strlen(x) > {longest} OR x NOT IN ({words}) THEN x END"
+    connection.execute(f"CREATE OR REPLACE MACRO known(x) AS {known}")
+    # Trimming costs more than looking whether there is anything to trim.
+    connection.execute(f"""CREATE OR REPLACE MACRO present(x) AS CASE
+        WHEN regexp_matches(x, '^[{BLANK}]|[{BLANK}]$') THEN known(trim(x, '{BLANK}'))
+        ELSE known(x) END""")

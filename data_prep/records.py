@@ -27,6 +27,7 @@ SNIFFED = 100  # non-empty lines looked at before a file is said to be of anothe
 _LITERAL = 2**20  # characters of a Python dict that are parsed
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNDECODED = re.compile("[\udc80-\udcff]")
+TEXTS = ("user_id", "item_id", "title", "brief")  # columns that no list or object can fill
 Fields = dict[str, list[str]]  # column -> the keys to take it from, the first that is present
 
 
@@ -137,7 +138,6 @@ def json_batches(
     are not as the standard asks.
     """
     oddities = Counter() if oddities is None else oddities
-    keys = list(dict.fromkeys(key for names in fields.values() for key in names))
     query = _query(fields)
     for batch in line_batches(path, progress):
         connection.register("lines", batch)
@@ -147,7 +147,7 @@ def json_batches(
         lines = pa.concat_arrays(
             [
                 table.filter(table["odd"])["line"].combine_chunks(),
-                _repeats(connection, batch, keys),
+                _repeats(connection, batch, table, fields),
             ]
         )
         if not len(lines):
@@ -168,31 +168,38 @@ def json_batches(
 def _query(fields: Fields) -> str:
     keys = [key for names in fields.values() for key in names]
     paths = ", ".join("'$.\"" + key + "\"'" for key in keys)
-    numbers = iter(range(1, len(keys) + 1))
-    columns = ", ".join(
-        "coalesce(" + ", ".join(f"nullif(trim(f[{next(numbers)}]), '')" for _ in names)
-        + f", NULL) AS {column}"
-        for column, names in fields.items()
-    )  # fmt: skip
-    # A value that begins like a list or an object may be one.
-    nested = " OR ".join(f"starts_with(f[{n + 1}], '{c}')" for n in range(len(keys)) for c in "[{")
+    number, columns, nested = 0, [], []
+    for column, names in fields.items():
+        values = [f"f[{number + n}]" for n in range(1, len(names) + 1)]
+        number += len(names)
+        several = f"coalesce({', '.join(f'present({value})' for value in values)})"
+        columns.append(f"{several if len(names) > 1 else values[0]} AS {column}")
+        if column in TEXTS:  # what begins like a list or an object may be one
+            nested += [f"starts_with({value}, '{start}')" for value in values for start in "[{"]
     # Extraction fails on an invalid line, so it sits behind the check.
     return f"""SELECT line, CASE WHEN blank THEN 'empty line' END AS broken,
-            CASE WHEN blank THEN '' END AS value, {columns},
-            NOT blank AND (f IS NULL OR coalesce({nested}, false)) AS odd
-        FROM (SELECT line, trim(text, '{BLANK}') = '' AS blank,
+            CASE WHEN blank THEN '' END AS value, {", ".join(columns)},
+            NOT blank AND (f IS NULL OR coalesce({" OR ".join(nested)}, false)) AS odd
+        FROM (SELECT line, NOT regexp_matches(text, '[^{BLANK}]') AS blank,
             CASE WHEN json_valid(text) THEN
                 CASE WHEN json_type(text) = 'OBJECT'
                     THEN json_extract_string(text, [{paths}]) END END AS f FROM lines)"""
 
 
 def _repeats(
-    connection: duckdb.DuckDBPyConnection, batch: pa.Table, keys: list[str]
+    connection: duckdb.DuckDBPyConnection, batch: pa.Table, table: pa.Table, fields: Fields
 ) -> pa.Int64Array:
-    """The lines that hold one of the keys twice at their top level."""
+    """The lines of a batch, read into `table`, that hold one of the keys twice at the top level."""
     likely = np.zeros(batch.num_rows, dtype=bool)
-    for key in keys:
-        likely |= pc.greater(pc.count_substring(batch["text"], f'"{key}"'), 1).to_numpy()
+    (text,) = batch["text"].chunks
+    data = text.buffers()[2].to_pybytes()
+    keys = [key for names in fields.values() for key in names]
+    for column, names in fields.items():
+        values = len(table) - table[column].null_count
+        # As many keys as values: each stands once. Counting line by line takes its time.
+        if len(names) > 1 or data.count(f'"{names[0]}"'.encode()) != values:
+            for key in names:
+                likely |= pc.greater(pc.count_substring(text, f'"{key}"'), 1).to_numpy(False)
     if not likely.any():
         return pa.array([], pa.int64())
     connection.register("likely", batch.filter(pa.array(likely)))
