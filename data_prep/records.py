@@ -206,7 +206,7 @@ def _repeats(
     listed = ", ".join(f"'{key}'" for key in keys)
     lines = connection.execute(f"""SELECT line FROM (SELECT line, list_filter(
             CASE WHEN json_valid(text) THEN CASE WHEN json_type(text) = 'OBJECT'
-                THEN json_keys(text) END END, key -> key IN ({listed})) AS held FROM likely)
+                THEN json_keys(text) END END, lambda key: key IN ({listed})) AS held FROM likely)
         WHERE len(held) > len(list_distinct(held))""").fetchall()
     connection.unregister("likely")
     return pa.array([line for (line,) in lines], pa.int64())
