@@ -6,18 +6,20 @@ files, rejections and examples to look at the outcome.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from . import planted
-from .domains import EmptyDomainError, prepare_domain
+from .domains import FORMAT_VERSION, EmptyDomainError, prepare_domain
+from .folders import install, read_manifest, remove, write_json, write_manifest
 from .formats import FORMATS, reader_of
+from .names import check_name, check_names
 from .planted import write_dumps
 from .reading import FormatError
 from .settings import Settings
+from .store import Files
 
 __all__ = [
     "FORMATS",
@@ -40,16 +42,21 @@ def prepare(dataset: str, source: str | Path, out: str | Path, **settings: Any) 
     settings: fields of Settings; `kind` defaults to the data set's name, else "plain".
 
     Writes interactions, items, splits, candidates (Parquet) and meta.json per domain; for planted
-    data also out/affinity.json. Returns dataset, domain, users, items, interactions, density,
-    median_history, filter_rounds, duplicates, rejected_interactions, rejected_items.
+    data also out/affinity.json; last of all out/manifest.json, which says what the data set is. A
+    failed preparation leaves the earlier data set as it was; a finished one replaces it whole.
+    Returns dataset, domain, users, items, interactions, density, median_history, filter_rounds,
+    duplicates, rejected_interactions, rejected_items.
     Raises FileNotFoundError (no such file, no such domain), FormatError (a file of another
-    format), EmptyDomainError (nothing left), ValueError (no such kind) and pydantic's
-    ValidationError (bad settings).
+    format), EmptyDomainError (nothing left), ValueError (no such kind, a name against the rule) and
+    pydantic's ValidationError (bad settings).
     """
+    check_name("data set", dataset)
     # "planted" is no data set's name: its dumps are named as the published ones.
     published = dataset in FORMATS and dataset != planted.KIND
     settings.setdefault("kind", dataset if published else "plain")
     reader, config = reader_of(settings["kind"]), Settings(**settings)
+    if config.domains is not None:
+        check_names(config.domains)
     source, out = Path(source), Path(out)
     folder = source
     if config.kind == planted.KIND:
@@ -67,17 +74,41 @@ def prepare(dataset: str, source: str | Path, out: str | Path, **settings: Any) 
         folder = source / dataset
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder with the raw files of {dataset}")
-    files = reader.find(folder)
+    files = reader.find(folder, config.domains)
     absent = [name for name in config.domains or [] if name not in files]
     if absent:
         raise FileNotFoundError(
             f"{folder}: no domain {', '.join(absent)}; found {', '.join(files)}"
         )
-    out.mkdir(parents=True, exist_ok=True)
     names = list(files) if config.domains is None else config.domains
-    metas = [prepare_domain(dataset, name, reader, files[name], out, config) for name in names]
+    check_names(names)
+    out.mkdir(parents=True, exist_ok=True)
+    built, metas = {name: out / f".{name}.partial" for name in names}, []
+    try:
+        for name, partial in built.items():
+            remove(partial)
+            metas.append(prepare_domain(dataset, name, reader, files[name], partial, config))
+        install(out, built)
+    finally:
+        for partial in built.values():
+            remove(partial)
     _affinity(dataset, source if config.kind == planted.KIND else None, names, out)
+    write_manifest(
+        out,
+        names,
+        format_version=FORMAT_VERSION,
+        dataset=dataset,
+        settings=config.recorded(),
+        left_alone=_left_alone(folder, [files[name] for name in names]),
+    )
     return summary(metas)
+
+
+def _left_alone(folder: Path, used: list[Files]) -> list[str]:
+    """Names of the files beside the raw ones that were not read."""
+    read = {path for files in used for path in files[:2]}
+    read |= {files.part.path for files in used if files.part}
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path not in read)
 
 
 def summary(metas: list[dict]) -> pd.DataFrame:
@@ -102,15 +133,21 @@ def summary(metas: list[dict]) -> pd.DataFrame:
     )
 
 
-def rejections(out: str | Path) -> pd.DataFrame:
-    """Every reason for which lines of the prepared domains under `out` were left out."""
-    rows = []
-    for path in sorted(Path(out).glob("[!.]*/meta.json")):
-        meta = json.loads(path.read_text(encoding="utf-8"))
+def rejections(out: str | Path, first: bool = False) -> pd.DataFrame:
+    """Every reason for which lines of the prepared domains under `out` were left out.
+
+    first: with the line number and the value of the first line of each (columns line, value).
+    """
+    out, rows = Path(out), []
+    for domain in sorted((read_manifest(out) or {}).get("domains", {})):
+        meta = json.loads((out / domain / "meta.json").read_text(encoding="utf-8"))
         for table in ("interactions", "items"):
             for reason, lines in meta[table]["rejected"].items():
-                rows.append((meta["domain"], table, reason, lines))
-    return pd.DataFrame(rows, columns=["domain", "file", "reason", "lines"])
+                example = meta["examples"][table][reason]
+                rows.append((domain, table, reason, lines, example["line"], example["value"]))
+    columns = ["domain", "file", "reason", "lines", "line", "value"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame if first else frame[columns[:4]]
 
 
 def examples(domain: str | Path, users: int = 2, titles: int = 8) -> pd.DataFrame:
@@ -132,9 +169,4 @@ def _affinity(dataset: str, dumps: Path | None, names: list[str], out: Path) -> 
     truth = json.loads((dumps / "planted.json").read_text(encoding="utf-8"))["datasets"][dataset]
     indices = [truth["domains"].index(name) for name in names]
     affinity = [[truth["affinity"][i][j] for j in indices] for i in indices]
-    partial = out / ".affinity.partial"
-    partial.write_text(
-        json.dumps({"domains": list(names), "affinity": affinity}, indent=2) + "\n",
-        encoding="utf-8",
-    )
-    os.replace(partial, path)
+    write_json(path, {"domains": list(names), "affinity": affinity})

@@ -1,21 +1,25 @@
-"""Amazon reviews as published in 2018 and 2023: JSON lines, .json or .jsonl, gz or plain.
+"""Amazon reviews as published in 2014, 2018 and 2023: JSON lines, .json or .jsonl, gz or plain.
 
 2018 (Ni, Li & McAuley, EMNLP 2019): `<Category>_5.json.gz` or `<Category>.json.gz` with reviewerID,
-asin, overall, unixReviewTime (seconds); `meta_<Category>.json.gz` with asin, title.
+asin, overall, unixReviewTime (seconds); `meta_<Category>.json.gz` with asin, title. 2014's
+`reviews_<Category>_5.json.gz` has the same fields; its meta lines are Python dicts.
 2023 (Hou et al., 2024): `<Category>.jsonl.gz` with user_id, parent_asin (else asin), rating,
 timestamp (milliseconds); `meta_<Category>.jsonl.gz` with parent_asin, title.
-The lines decide which of the two a file is, not its name.
+The lines decide which of these a file is, not its name; the times' unit is that of the numbers.
 """
 
 import re
 from pathlib import Path
 
-from .reading import FormatError, line_batches, sniff
+from .reading import FormatError
+from .records import json_batches, sniff
 from .settings import Settings
-from .store import Files, Store, json_fields
+from .store import Files, Store
 
 KIND = "amazon"
-_NAME = re.compile(r"(meta_)?(?:reviews_)?(.+?)(?:_5)?\.jsonl?(\.gz)?")
+_NAME = re.compile(r"(meta_)?(?:reviews_)?([^.].*?)(?:_5)?\.jsonl?(\.gz)?")
+# Files that are published beside the reviews, and the one of generated dumps.
+_BESIDE = re.compile(r"(asin2category|planted)\.json(\.gz)?")
 _REVIEWS: dict[str, list[tuple[str, ...]]] = {
     "amazon-2018": [("reviewerID",), ("asin",), ("unixReviewTime",)],
     "amazon-2023": [("user_id",), ("parent_asin", "asin"), ("timestamp",)],
@@ -24,63 +28,91 @@ _META: dict[str, list[tuple[str, ...]]] = {
     "amazon-2018": [("asin",), ("title",)],
     "amazon-2023": [("parent_asin",), ("title",)],
 }
-# Per format: user, item (the first that is present), rating, time, milliseconds per unit of time.
-_FIELDS: dict[str, tuple[str, list[str], str, str, int]] = {
-    "amazon-2018": ("reviewerID", ["asin"], "overall", "unixReviewTime", 1000),
-    "amazon-2023": ("user_id", ["parent_asin", "asin"], "rating", "timestamp", 1),
+# Per format: user, item (the first that is present), rating, time.
+_FIELDS: dict[str, tuple[str, list[str], str, str]] = {
+    "amazon-2018": ("reviewerID", ["asin"], "overall", "unixReviewTime"),
+    "amazon-2023": ("user_id", ["parent_asin", "asin"], "rating", "timestamp"),
 }
 
 
-def find(folder: Path) -> dict[str, Files]:
-    """Category in lower case -> (reviews file, meta file), sorted by category.
+def find(folder: Path, domains: list[str] | None = None) -> dict[str, Files]:
+    """Category in lower case -> its files, sorted; with `domains`, these alone are looked at.
 
+    A file without its other half whose lines are neither reviews nor products is let be.
     Raises FileNotFoundError if there is no category or one lacks one of its two files, and
     FormatError if a category's reviews or meta are there twice.
     """
-    categories: dict[str, dict[str, Path]] = {}
+    categories: dict[str, dict[str, list[Path]]] = {}
     for path in sorted(folder.glob("*.json*")):
         match = _NAME.fullmatch(path.name)
-        if not match or path.name == "planted.json":
-            continue
-        role = "meta" if match[1] else "reviews"
-        files = categories.setdefault(match[2].lower(), {})
-        if role in files:
-            raise FormatError(
-                f"{path}: {files[role].name} holds the same category's {role}; keep one of them"
-            )
-        files[role] = path
-    for category, files in categories.items():
-        if "meta" not in files:
-            name = files["reviews"].name
-            expected = "meta_" + name.replace("_5.json", ".json")
-            raise FileNotFoundError(f"{folder}: expected {expected} beside {name}")
-        if "reviews" not in files:
-            raise FileNotFoundError(
-                f"{folder}: expected the reviews of {category} beside {files['meta'].name}, "
-                f"as {files['meta'].name.removeprefix('meta_')}"
-            )
-    if not categories:
+        if match and path.is_file() and not _BESIDE.fullmatch(path.name):
+            roles = categories.setdefault(match[2].lower(), {"reviews": [], "meta": []})
+            roles["meta" if match[1] else "reviews"].append(path)
+    pairs = {}
+    for category, roles in sorted(categories.items()):
+        complete = all(roles.values())
+        if domains is None or category in domains:
+            if not complete and not _is_of_amazon(roles):
+                continue
+            _check(folder, category, roles)
+        if complete:
+            pairs[category] = Files(roles["reviews"][0], roles["meta"][0])
+    if not pairs:
         raise FileNotFoundError(
             f"{folder}: expected <Category>.json(l).gz and meta_<Category>.json(l).gz, found none"
         )
-    return {
-        name: (categories[name]["reviews"], categories[name]["meta"]) for name in sorted(categories)
-    }
+    return pairs
+
+
+def _is_of_amazon(roles: dict[str, list[Path]]) -> bool:
+    for paths, formats in ((roles["reviews"], _REVIEWS), (roles["meta"], _META)):
+        for path in paths:
+            try:
+                sniff(path, formats)
+            except FormatError:
+                continue
+            return True
+    return False
+
+
+def _check(folder: Path, category: str, roles: dict[str, list[Path]]) -> None:
+    for role, paths in roles.items():
+        if len(paths) > 1:
+            raise FormatError(
+                f"{paths[1]}: {paths[0].name} holds the same category's {role}; keep one of them"
+            )
+    if not roles["meta"]:
+        name = roles["reviews"][0].name
+        expected = "meta_" + name.removeprefix("reviews_").replace("_5.json", ".json")
+        raise FileNotFoundError(f"{folder}: expected {expected} beside {name}")
+    if not roles["reviews"]:
+        name = roles["meta"][0].name
+        raise FileNotFoundError(
+            f"{folder}: expected the reviews of {category} beside {name}, "
+            f"as {name.removeprefix('meta_')}"
+        )
 
 
 def load(store: Store, files: Files, settings: Settings) -> None:
     """Fill the store from one category's files; raises FormatError for files of another form."""
-    reviews, meta = files
+    reviews, meta = files.interactions, files.items
     reviews_format, meta_format = sniff(reviews, _REVIEWS), sniff(meta, _META)
     store.source("interactions", reviews, reviews_format)
     store.source("items", meta, meta_format)
-    user, items, rating, time, scale = _FIELDS[reviews_format]
-    raw = json_fields({"user_id": [user], "item_id": items, "rating": [rating], "time": [time]})
-    fields = f"""SELECT line, broken, user_id, item_id, rating, time,
-            try_cast(time AS DOUBLE) * {scale} AS moment,
-            NULL::VARCHAR AS position, NULL::VARCHAR AS dropped FROM ({raw})"""
+    user, items, rating, time = _FIELDS[reviews_format]
+    columns = {"user_id": [user], "item_id": items, "rating": [rating], "time": [time]}
+    fields = "SELECT *, NULL::DOUBLE AS moment, NULL::VARCHAR AS position FROM batch"
     names = {"user": user, "item": items[0], "time": time}
-    store.add_interactions(line_batches(reviews, settings.progress), fields, names)
+    batches = json_batches(
+        store.connection, reviews, columns, settings.progress, store.oddities["interactions"]
+    )
+    store.add_interactions(batches, fields, names)
     item = "asin" if meta_format == "amazon-2018" else "parent_asin"
-    titles = json_fields({"item_id": [item], "title": ["title"]})
-    store.add_items(line_batches(meta, settings.progress), titles, item)
+    batches = json_batches(
+        store.connection,
+        meta,
+        {"item_id": [item], "title": ["title"]},
+        settings.progress,
+        store.oddities["items"],
+    )
+    store.add_items(batches, "SELECT * FROM batch", item)

@@ -5,145 +5,157 @@ limit) or passes in batches; numbers stand for the ids as soon as the rows are i
 """
 
 import json
-import shutil
 from pathlib import Path
 
+import duckdb
 from tqdm import tqdm
 
+from .catalogue import join_items
 from .export import EmptyDomainError, write_domain
+from .folders import remove
 from .reading import FormatError
 from .settings import Settings
 from .store import Files, RawFormat, Store
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def prepare_domain(
-    dataset: str, domain: str, reader: RawFormat, files: Files, out: Path, settings: Settings
+    dataset: str, domain: str, reader: RawFormat, files: Files, folder: Path, settings: Settings
 ) -> dict:
-    """Write out/<domain>/ from one domain's raw files and return its meta.json as a dict.
+    """Write one domain's files into `folder`, a new one, and return its meta.json as a dict.
 
-    files: the domain's interactions and items, as the reader finds them. The folder is built under
-    a hidden name and renamed at the end, so a stopped preparation leaves the earlier one as it was.
+    files: the domain's raw files, as the reader finds them.
     Raises FormatError for a file of another format, EmptyDomainError if the filter leaves nothing
     or fewer items than a candidate list needs, FileNotFoundError for a missing file.
     """
-    partial = out / f".{domain}.partial"
-    _remove(partial)
-    work = partial / "work"
+    work = folder / "work"
     work.mkdir(parents=True)
+    store = Store(work, settings, files)
     try:
-        store = Store(work, settings)
-        try:
-            steps = tqdm(
-                total=5, desc=f"{dataset}/{domain}", leave=False, disable=not settings.progress
-            )
-            with steps:
-                reader.load(store, files, settings)
-                steps.update()
-                meta = {
-                    "format_version": FORMAT_VERSION,
-                    "dataset": dataset,
-                    "domain": domain,
-                    "settings": settings.recorded(),
-                    "sources": store.sources,
-                }
-                meta |= _join(store, files)
-                steps.update()
-                meta |= _filter(store, settings, f"{dataset}/{domain}")
-                steps.update()
-                _number(store)
-                steps.update()
-                meta |= write_domain(store, partial, settings, f"{dataset}/{domain}")
-                steps.update()
-        finally:
-            store.close()
-        shutil.rmtree(work)
-        text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
-        (partial / "meta.json").write_text(text, encoding="utf-8")
-        _swap(partial, out / domain)
+        steps = tqdm(
+            total=5, desc=f"{dataset}/{domain}", leave=False, disable=not settings.progress
+        )
+        with steps:
+            reader.load(store, files, settings)
+            steps.update()
+            meta = {
+                "format_version": FORMAT_VERSION,
+                "dataset": dataset,
+                "domain": domain,
+                "settings": settings.recorded(),
+                "sources": store.sources,
+            }
+            meta |= _join(store)
+            steps.update()
+            meta |= _filter(store, settings, f"{dataset}/{domain}")
+            steps.update()
+            _number(store, settings)
+            steps.update()
+            meta |= write_domain(store, folder, settings, f"{dataset}/{domain}")
+            steps.update()
+    except duckdb.Error as error:
+        raise FormatError(
+            f"{files.interactions} with {files.items.name} cannot be prepared "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     finally:
-        _remove(partial)
+        store.close()
+    remove(work)
+    text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
+    (folder / "meta.json").write_text(text, encoding="utf-8")
     return meta
 
 
-def _join(store: Store, files: Files) -> dict:
+def _join(store: Store) -> dict:
     """Merge items by title, drop interactions without an item, collapse duplicates."""
     run, fetch_row = store.connection.execute, store.fetch_row
-    rejected = {name: dict(sorted(counts.items())) for name, counts in store.rejected.items()}
-    for name, path in zip(("interactions", "items"), files, strict=True):
-        if not fetch_row(f"SELECT count(*) FROM {name}")[0]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in rejected[name].items())
+    for name, table in (("interactions", "timed"), ("items", "items")):
+        if not fetch_row(f"SELECT count(*) FROM {table}")[0]:
+            why = f" ({store.why(name)})" if store.rejected[name] else ""
             raise FormatError(
-                f"{path}: expected {name}, none of its {store.lines[name]} lines is usable"
-                + (f" ({reasons})" if reasons else "")
+                f"{store.files[name]}: expected {name}, none of its {store.lines[name]} lines is "
+                f"usable{why}"
             )
-
-    # Items: the first line of an id counts, items with one title become the smallest of their ids.
-    run(
-        "CREATE TABLE titles AS SELECT item_id, arg_min(title, line) AS title FROM items GROUP BY 1"
-    )
-    accepted, distinct = fetch_row(
-        "SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM titles)"
-    )
-    if accepted > distinct:
-        rejected["items"]["repeated item"] = accepted - distinct
-    run("""CREATE TABLE merged AS SELECT item_id, title,
-        min(item_id) OVER (PARTITION BY title) AS head FROM titles""")
-    merged = fetch_row("SELECT count(*) FROM merged WHERE head <> item_id")[0]
-    run("CREATE TABLE heads AS SELECT item_id, title, row_number() OVER (ORDER BY item_id) AS item "
-        "FROM merged WHERE head = item_id")  # fmt: skip
-    run("CREATE TABLE item_numbers AS SELECT merged.item_id, heads.item FROM merged "
-        "JOIN heads ON heads.item_id = merged.head")  # fmt: skip
+    items = join_items(store)
 
     has_item = "item_id IN (SELECT item_id FROM item_numbers)"
-    untitled, unknown = fetch_row(
-        f"SELECT count(*) FILTER (WHERE item_id IN (SELECT item_id FROM untitled)), "
-        f"count(*) FILTER (WHERE item_id NOT IN (SELECT item_id FROM untitled)) "
-        f"FROM interactions WHERE NOT {has_item}"
-    )
-    if untitled:
-        rejected["interactions"]["item without title"] = untitled
-    if unknown:
-        rejected["interactions"]["item not in the items file"] = unknown
+    for reason, condition in (
+        ("item without title", "item_id IN (SELECT item_id FROM untitled)"),
+        ("item not in the items file", "item_id NOT IN (SELECT item_id FROM untitled)"),
+    ):
+        row = fetch_row(
+            "SELECT count(*), min(line), arg_min(item_id, line) FROM timed "
+            f"WHERE NOT {has_item} AND {condition}"
+        )
+        store.reject("interactions", reason, *row)
     total, no_moment, no_position = fetch_row(
         "SELECT count(*), count(*) FILTER (WHERE moment IS NULL), "
-        f"count(*) FILTER (WHERE position IS NULL) FROM interactions WHERE {has_item}"
+        f"count(*) FILTER (WHERE position IS NULL) FROM timed WHERE {has_item}"
     )
+    path = store.files["interactions"]
     if not total:
+        item, line = fetch_row("SELECT item_id, line FROM items ORDER BY line LIMIT 1")
+        other, other_line = fetch_row("SELECT item_id, line FROM timed ORDER BY line LIMIT 1")
         raise FormatError(
-            f"{files[0]}: expected items of {files[1].name}, none of its rows has one"
+            f"{path}: expected items of {store.files['items'].name}, none of its rows has one: "
+            f"it has {other!r} (line {other_line}), the items {item!r} (line {line}); "
+            f"{store.why('interactions')}"
         )
     if no_moment and no_position:
-        raise FormatError(
-            f"{files[0]}: expected a timestamp in every row or a position in every row, "
-            f"{no_moment} rows lack the one and {no_position} the other"
+        lines = fetch_row(
+            "SELECT min(line) FILTER (WHERE moment IS NULL), "
+            f"min(line) FILTER (WHERE position IS NULL) FROM timed WHERE {has_item}"
         )
-    order = "position, line, item" if no_moment else "moment, position, line, item"
+        raise FormatError(
+            f"{path}: expected a timestamp in every row or a position in every row, "
+            f"{no_moment} rows lack the one and {no_position} the other "
+            f"(first: line {lines[0]}, line {lines[1]})"
+        )
+    store.order = "position" if no_moment else "moment, position"
 
     run(f"""CREATE TABLE users AS SELECT user_id, row_number() OVER (ORDER BY user_id) AS person
-        FROM (SELECT DISTINCT user_id FROM interactions WHERE {has_item})""")
-    run(f"""CREATE TABLE events AS SELECT person, item, rating, moment, position, line
-        FROM interactions JOIN users USING (user_id) JOIN item_numbers USING (item_id)
-        QUALIFY row_number() OVER (PARTITION BY person, item ORDER BY {order}) = 1""")
+        FROM (SELECT DISTINCT user_id FROM timed WHERE {has_item})""")
+    run(f"""CREATE TABLE events AS SELECT person, item, rating, moment, position
+        FROM timed JOIN users USING (user_id) JOIN item_numbers USING (item_id)
+        QUALIFY row_number() OVER (PARTITION BY person, item ORDER BY {store.order}, line) = 1""")
+    run("DROP VIEW timed")
     run("DROP TABLE interactions")
     events = fetch_row("SELECT count(*) FROM events")[0]
-    store.order = order
+    titles = {key: items.pop(key) for key in ("with_series", "uncut")}
     return {
         "order": "position" if no_moment else "timestamp",
+        "time": {
+            "field": store.times.name,
+            "unit": store.times.unit,
+            "numbers": sum(store.times.groups.values()),
+            "dates": store.times.dates,
+        },
         "interactions": {
             "lines": store.lines["interactions"],
-            "rejected": rejected["interactions"],
+            "rejected": _sorted(store, "interactions"),
             "accepted": total,
             "duplicates": total - events,
         },
         "items": {
             "lines": store.lines["items"],
-            "rejected": rejected["items"],
-            "accepted": distinct,
-            "merged_by_title": merged,
+            "rejected": _sorted(store, "items"),
+        }
+        | items,
+        "titles": titles,
+        "examples": {
+            name: {
+                reason: {"file": store.files[name].name, **example._asdict()}
+                for reason, example in sorted(examples.items())
+            }
+            for name, examples in store.examples.items()
         },
+        "oddities": {name: dict(sorted(odd.items())) for name, odd in store.oddities.items()},
     }
+
+
+def _sorted(store: Store, table: str) -> dict[str, int]:
+    return dict(sorted(store.rejected[table].items()))
 
 
 def _filter(store: Store, settings: Settings, name: str) -> dict:
@@ -166,6 +178,7 @@ def _filter(store: Store, settings: Settings, name: str) -> dict:
             f"{name}: the core filter (user_core {settings.user_core}, item_core "
             f"{settings.item_core}) leaves none of {steps[0]['users']} users, "
             f"{steps[0]['items']} items and {steps[0]['interactions']} interactions; lower it"
+            + store.losses()
         )
     return {"steps": steps, "filter_rounds": rounds}
 
@@ -206,32 +219,38 @@ def _live(store: Store) -> tuple:
     )
 
 
-def _number(store: Store) -> None:
-    """Order each user's rows; number the users and items that are left by their sorted ids."""
+_PRIME = 2**31 - 1
+
+
+def _key(name: str, settings: Settings) -> str:
+    """SQL: a number from 1 to _PRIME - 1 for an id; products of two modulo _PRIME are hashes."""
+    text = f"concat_ws(':', {settings.seed}, '{name}', {name}_id)"
+    return f"(1 + md5_number_lower({text}) % {_PRIME - 1})::BIGINT"
+
+
+def _number(store: Store, settings: Settings) -> None:
+    """Order each user's rows; number the users and items that are left by their sorted ids.
+
+    What neither time nor position orders, a hash of seed, user and item does: the line in a file
+    would let the order of its items decide.
+    """
     run = store.connection.execute
-    run("""CREATE TABLE final_users AS SELECT user_id, person,
-        row_number() OVER (ORDER BY user_id) - 1 AS u
+    run(f"""CREATE TABLE final_users AS SELECT user_id, person, {_key("user", settings)}
+        AS user_key, row_number() OVER (ORDER BY user_id) - 1 AS u
         FROM users SEMI JOIN live_users USING (person)""")
-    run("""CREATE TABLE final_items AS SELECT item_id, title, item,
+    run(f"""CREATE TABLE final_items AS SELECT item_id, title, item, {_key("item", settings)}
+        AS item_key,
         row_number() OVER (ORDER BY item_id) - 1 AS i
         FROM heads SEMI JOIN live_items USING (item)""")
+    same = " AND ".join(
+        f"{key} IS NOT DISTINCT FROM lag({key}) OVER user_rows" for key in store.order.split(", ")
+    )
     run(f"""CREATE TABLE final AS SELECT u, i, rating, moment,
-        row_number() OVER (PARTITION BY u ORDER BY {store.order}) - 1 AS history_index,
+        row_number() OVER user_rows - 1 AS history_index,
+        row_number() OVER user_rows > 1 AND {same} AS tied,
         count(*) OVER (PARTITION BY u) AS total
-        FROM events JOIN final_users USING (person) JOIN final_items USING (item)""")
+        FROM (SELECT u, i, rating, moment, position,
+            user_key * item_key % {_PRIME} AS tie
+            FROM events JOIN final_users USING (person) JOIN final_items USING (item))
+        WINDOW user_rows AS (PARTITION BY u ORDER BY {store.order}, tie, i)""")
     run("DROP TABLE events")
-
-
-def _swap(finished: Path, target: Path) -> None:
-    """Rename a finished folder to `target` and remove the earlier folder of that name."""
-    old = target.with_name(f".{target.name}.old")
-    _remove(old)
-    if target.exists():
-        target.rename(old)
-    finished.rename(target)
-    _remove(old)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -62,13 +62,13 @@ def write_domain(store: Store, folder: Path, settings: Settings, name: str) -> d
     if len(items) <= settings.negatives:
         raise EmptyDomainError(
             f"{name}: {len(items)} items are left, expected more than negatives "
-            f"({settings.negatives}) of them"
+            f"({settings.negatives}) of them{store.losses()}"
         )
     ids = "FROM final JOIN final_users USING (u) JOIN final_items USING (i)"
     _write(
         connection,
-        "SELECT user_id, item_id, rating, moment // 1000 AS timestamp, history_index AS position "
-        f"{ids} ORDER BY u, history_index",
+        "SELECT user_id, item_id, rating, moment // 1000000 AS timestamp, "
+        f"history_index AS position {ids} ORDER BY u, history_index",
         folder / "interactions.parquet",
         _INTERACTIONS,
     )
@@ -91,8 +91,13 @@ def write_domain(store: Store, folder: Path, settings: Settings, name: str) -> d
         "SELECT count(*), sum(total)::BIGINT, median(total), max(total) FROM final "
         "WHERE history_index = 0"
     )
+    steps, decided = store.fetch_row(
+        "SELECT count(*) FILTER (WHERE tied), count(DISTINCT u) FILTER (WHERE tied AND "
+        "total - history_index <= 2) FROM final"
+    )
     return {
         "seed": settings.seed,
+        "ties": {"steps": steps, "users_with_a_tied_split": decided},
         "result": {
             "users": users,
             "items": len(items),

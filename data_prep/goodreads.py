@@ -1,86 +1,170 @@
-"""Goodreads (UCSD Book Graph): one pair of JSON-lines files per genre.
+"""Goodreads (UCSD Book Graph): one pair of JSON-lines files per genre, or the whole set.
 
 `goodreads_interactions_<genre>.json.gz`: user_id, book_id, is_read, rating (0: none), date_added,
 read_at ("Thu Mar 30 10:59:26 -0700 2017"). `goodreads_books_<genre>.json.gz`: book_id, title,
-title_without_series. Plain .json is read as well. Source: Wan & McAuley, RecSys 2018; Wan et al.,
-ACL 2019.
+title_without_series. Plain .json is read as well. The whole set is
+`goodreads_interactions_dedup.json.gz` with `goodreads_books.json.gz`, and
+`goodreads_book_genres_initial.json.gz` says of each book its genres. Source: Wan & McAuley, RecSys
+2018; Wan et al., ACL 2019.
 """
 
 import re
 from pathlib import Path
 
-from .reading import FormatError, line_batches, sniff
+from .reading import FormatError, line_batches
+from .records import json_batches, sniff
 from .settings import Settings
-from .store import LATEST, Files, Store, json_fields
+from .store import Files, Part, Store
+from .times import LATEST
 
 KIND = "goodreads"
+WHOLE = "all"  # the whole set as one domain
 _NAME = re.compile(r"goodreads_(interactions|books)_(.+)\.json(\.gz)?")
+_WHOLE = {
+    "interactions": "goodreads_interactions_dedup.json",
+    "books": "goodreads_books.json",
+    "genres": "goodreads_book_genres_initial.json",
+}
+# Domain, called as the genre's own files -> the genre's name in the genre file.
+GENRES = {
+    "children": "children",
+    "comics_graphic": "comics, graphic",
+    "fantasy_paranormal": "fantasy, paranormal",
+    "fiction": "fiction",
+    "history_biography": "history, historical fiction, biography",
+    "mystery_thriller_crime": "mystery, thriller, crime",
+    "non_fiction": "non-fiction",
+    "poetry": "poetry",
+    "romance": "romance",
+    "young_adult": "young-adult",
+}
 
 
-def find(folder: Path) -> dict[str, Files]:
-    """Genre -> (interactions file, books file), sorted by genre.
+def find(folder: Path, domains: list[str] | None = None) -> dict[str, Files]:
+    """Genre -> its files, sorted; with `domains`, these alone are looked at.
 
+    Where a folder holds no genre's files, or `domains` names what only the whole set has, the
+    genres are parts of the whole set, or without a genre file it is one domain, "all".
     Raises FileNotFoundError if there is no genre or a genre lacks one of its two files, and
     FormatError if a file is there twice (plain and gz).
     """
-    genres: dict[str, dict[str, Path]] = {}
+    tables: dict[str, dict[str, list[Path]]] = {}
     for path in sorted(folder.glob("goodreads_*")):
-        if match := _NAME.fullmatch(path.name):
-            role, genre = match[1], match[2]
-            files = genres.setdefault(genre, {})
-            if role in files:
-                raise FormatError(f"{path}: the same file as {files[role].name}; keep one of them")
-            files[role] = path
-    for genre, files in genres.items():
-        for role in ("interactions", "books"):
-            if role not in files:
-                raise FileNotFoundError(
-                    f"{folder}: expected goodreads_{role}_{genre}.json.gz beside "
-                    f"{next(iter(files.values())).name}"
-                )
-    if not genres:
+        match = _NAME.fullmatch(path.name)
+        if match and path.name.removesuffix(".gz") not in _WHOLE.values():
+            roles = tables.setdefault(match[2], {"books": [], "interactions": []})
+            roles[match[1]].append(path)
+    pairs = {}
+    for genre, roles in sorted(tables.items()):
+        if domains is None or genre in domains:
+            _check(folder, genre, roles)
+        if all(roles.values()):
+            pairs[genre] = Files(roles["interactions"][0], roles["books"][0])
+    parts = _parts(folder)
+    if domains is not None:
+        pairs |= {name: files for name, files in parts.items() if name not in pairs}
+    elif not pairs:
+        pairs = {name: files for name, files in parts.items() if name != WHOLE} or parts
+    if not pairs:
         raise FileNotFoundError(
             f"{folder}: expected goodreads_interactions_<genre>.json.gz and "
             "goodreads_books_<genre>.json.gz, found none"
         )
-    return {genre: (files["interactions"], files["books"]) for genre, files in genres.items()}
+    return dict(sorted(pairs.items()))
+
+
+def _check(folder: Path, genre: str, roles: dict[str, list[Path]]) -> None:
+    for paths in roles.values():
+        if len(paths) > 1:
+            raise FormatError(f"{paths[1]}: the same file as {paths[0].name}; keep one of them")
+    for role, paths in roles.items():
+        if not paths:
+            (other,) = [paths for paths in roles.values() if paths]
+            raise FileNotFoundError(
+                f"{folder}: expected goodreads_{role}_{genre}.json.gz beside {other[0].name}"
+            )
+
+
+def _parts(folder: Path) -> dict[str, Files]:
+    """The whole set as "all" and, with its genre file, by genre; nothing if it is not there."""
+    held = {}
+    for role, name in _WHOLE.items():
+        paths = [folder / end for end in (name, f"{name}.gz") if (folder / end).is_file()]
+        if paths:
+            held[role] = paths[0]
+    if "interactions" not in held or "books" not in held:
+        return {}
+    whole = Files(held["interactions"], held["books"])
+    parts = {WHOLE: whole}
+    if "genres" in held:
+        for name, genre in GENRES.items():
+            parts[name] = whole._replace(part=Part(held["genres"], genre))
+    return parts
 
 
 def load(store: Store, files: Files, settings: Settings) -> None:
     """Fill the store from one genre's files.
 
     An interaction's time is read_at if it can be read and lies between 1970 and 2099, else
-    date_added. With `only_read`, books that were only shelved are dropped and counted.
+    date_added. With `only_read`, books that were only shelved are dropped and counted, as are,
+    of the whole set, the books of other genres.
     """
-    interactions, books = files
+    interactions, books = files.interactions, files.items
     sniff(interactions, {"Goodreads": [("user_id",), ("book_id",), ("date_added", "read_at")]})
     sniff(books, {"Goodreads": [("book_id",), ("title", "title_without_series")]})
     store.source("interactions", interactions, KIND)
     store.source("items", books, KIND)
-    raw = json_fields(
-        {
-            "user_id": ["user_id"],
-            "item_id": ["book_id"],
-            "stars": ["rating"],
-            "is_read": ["is_read"],
-            "read_at": ["read_at"],
-            "date_added": ["date_added"],
-        }
-    )
-    read, added = (
-        f"CAST(epoch_ms(try_strptime({name}, '%a %b %d %H:%M:%S %z %Y')) AS DOUBLE)"
-        for name in ("read_at", "date_added")
-    )
+    other_genre = "NULL::VARCHAR"
+    if files.part:
+        _load_genre(store, files.part, settings)
+        other_genre = "CASE WHEN item_id NOT IN (FROM of_genre) THEN 'book of another genre' END"
     drop = "CASE WHEN lower(is_read) IS DISTINCT FROM 'true' THEN 'not read' END"
+    moments = ", ".join(
+        f"CAST(epoch_ms(try_strptime({name}, '%a %b %d %H:%M:%S %z %Y')) AS DOUBLE) AS {moment}"
+        for name, moment in (("read_at", "read_moment"), ("date_added", "added_moment"))
+    )
     # 0 stars is Goodreads' way to say that there is no rating.
-    fields = f"""SELECT line, broken, user_id, item_id, NULL::VARCHAR AS position,
-            CASE WHEN try_cast(stars AS DOUBLE) = 0 THEN NULL ELSE stars END AS rating,
-            coalesce(read_at, date_added) AS time,
-            CASE WHEN {read} BETWEEN 0 AND {LATEST - 1} THEN {read}
-                 ELSE coalesce({added}, {read}) END AS moment,
-            {drop if settings.only_read else "NULL::VARCHAR"} AS dropped
-        FROM ({raw})"""
+    fields = f"""SELECT line, broken, value, user_id, item_id, NULL::VARCHAR AS position,
+            CASE WHEN stars <> '0' THEN stars END AS rating, coalesce(read_at, date_added) AS time,
+            CASE WHEN read_moment BETWEEN 0 AND {LATEST - 1} THEN read_moment
+                 ELSE coalesce(added_moment, read_moment) END AS moment,
+            coalesce({other_genre}, {drop if settings.only_read else "NULL::VARCHAR"}) AS dropped
+        FROM (SELECT *, {moments} FROM (SELECT * REPLACE (present(read_at) AS read_at,
+            present(date_added) AS date_added) FROM batch))"""
     names = {"user": "user_id", "item": "book_id", "time": "date_added"}
-    store.add_interactions(line_batches(interactions, settings.progress), fields, names)
-    titles = json_fields({"item_id": ["book_id"], "title": ["title_without_series", "title"]})
-    store.add_items(line_batches(books, settings.progress), titles, "book_id")
+    columns = {
+        "user_id": ["user_id"],
+        "item_id": ["book_id"],
+        "stars": ["rating"],
+        "is_read": ["is_read"],
+        "read_at": ["read_at"],
+        "date_added": ["date_added"],
+    }
+    batches = json_batches(
+        store.connection, interactions, columns, settings.progress, store.oddities["interactions"]
+    )
+    store.add_interactions(batches, fields, names)
+    columns = {
+        "item_id": ["book_id"],
+        "title": ["title", "title_without_series"],
+        "brief": ["title_without_series"],
+    }
+    batches = json_batches(
+        store.connection, books, columns, settings.progress, store.oddities["items"]
+    )
+    store.add_items(batches, f"SELECT *, {other_genre} AS dropped FROM batch", "book_id")
+
+
+def _load_genre(store: Store, part: Part, settings: Settings) -> None:
+    """Fill the table of_genre with the ids of the genre's books."""
+    sniff(part.path, {"Goodreads": [("book_id",), ("genres",)]})
+    store.source("genres", part.path, KIND)
+    store.connection.execute("CREATE TABLE of_genre(item_id VARCHAR)")
+    genre = f'$.genres."{part.genre}"'
+    for batch in line_batches(part.path, settings.progress):
+        store.connection.register("batch", batch)
+        store.connection.execute(
+            "INSERT INTO of_genre SELECT json_extract_string(text, '$.book_id') FROM batch "
+            f"WHERE CASE WHEN json_valid(text) THEN json_exists(text, '{genre}') END"
+        )
+        store.connection.unregister("batch")

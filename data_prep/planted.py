@@ -35,14 +35,14 @@ PERSIST, MOVE = 0.45, 0.45  # the rest is noise: any theme with equal probabilit
 _START = 1_325_376_000  # 2012-01-01, seconds
 
 
-def find(folder: Path) -> dict[str, Files]:
+def find(folder: Path, domains: list[str] | None = None) -> dict[str, Files]:
     """Domain -> its two files, for the dumps of one data set (`write_dumps`/<data set>)."""
-    return _READERS[folder.name].find(folder)
+    return _READERS[folder.name].find(folder, domains)
 
 
 def load(store: Store, files: Files, settings: Settings) -> None:
     """Fill the store from one domain's dumps."""
-    _READERS[files[0].parent.name].load(store, files, settings)
+    _READERS[files.interactions.parent.name].load(store, files, settings)
 
 
 def write_dumps(

@@ -1,30 +1,26 @@
-"""Raw files as a stream of Arrow batches, each row with its line number.
+"""Raw files as a stream of lines with their numbers.
 
 Files are read in blocks of fixed size, so memory stays bounded whatever the file's length, and a
-truncated or foreign file is an error that names it. DuckDB parses the batches in parallel.
+truncated or foreign file is an error that names it. A line ends with LF, CRLF or CR, also mixed;
+every line of a file leaves here, whatever is in it.
 """
 
-import csv
 import gzip
 import io
-import json
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 BLOCK = 16 * 2**20
-SNIFFED = 100  # non-empty lines looked at before a file is said to be of another format
-_NOT_TEXT = b'"not UTF-8"'  # stands for an undecodable line: valid to DuckDB, no JSON object
+LONGEST = 128 * 2**20  # bytes of a line; a longer one is not held, its line is rejected
+NOT_TEXT = '"not UTF-8"'  # stands for an undecodable line: valid JSON, but no object
+TOO_LONG = '"line too long"'
 
 
 class FormatError(ValueError):
@@ -75,221 +71,95 @@ class _ProgressStream(io.RawIOBase):
         self._bar.update(self._raw.tell() - self._bar.n)
         return block
 
-    def readinto(self, target: memoryview) -> int:  # type: ignore[override]
-        block = self.read(len(target))
-        target[: len(block)] = block
-        return len(block)
+
+def line_ends(data: bytes) -> np.ndarray:
+    """Offsets behind the line ends of `data`; what follows the last one is a line too."""
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    ends = np.flatnonzero(buffer == ord("\n")) + 1
+    if b"\r" in data:
+        returns = np.flatnonzero(buffer == ord("\r")) + 1
+        last = returns == len(buffer)
+        lone = returns[last | (buffer[np.where(last, 0, returns)] != ord("\n"))]
+        ends = np.union1d(ends, lone)
+    if len(buffer) and (not len(ends) or ends[-1] != len(buffer)):
+        ends = np.append(ends, len(buffer))
+    return ends
+
+
+def blocks(path: Path, progress: bool = False, block: int = BLOCK) -> Iterator[bytes]:
+    """The file in pieces that end with a whole line, without a byte order mark.
+
+    A line beyond LONGEST is not held: TOO_LONG stands in its place.
+    """
+    begun, skipping = bytearray(), False  # a line that is not all read; dropping its rest
+    with opened(path, progress) as stream:
+        data = stream.read(block) or b""
+        while len(data) < 3 and (more := stream.read(3 - len(data))):
+            data += more
+        data = data.removeprefix(b"\xef\xbb\xbf") or stream.read(block) or b""
+        while data:
+            if begun.endswith(b"\r") and not data.startswith(b"\n"):
+                yield bytes(begun)
+                begun.clear()
+            if skipping:
+                ends = [place for place in (data.find(b"\n"), data.find(b"\r")) if place >= 0]
+                data, skipping = data[min(ends) :] if ends else b"", not ends
+            # A CR at the very end may be half of a CRLF.
+            end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, max(len(data) - 1, 0))) + 1
+            if end:
+                yield bytes(begun) + data[:end]
+                begun.clear()
+            begun += data[end:]
+            if len(begun) > LONGEST:
+                ended = begun.endswith(b"\r")
+                begun = bytearray(TOO_LONG.encode() + b"\r" * ended)
+                skipping = not ended
+            data = stream.read(block) or b""
+        if begun:
+            yield bytes(begun)
 
 
 def line_batches(path: Path, progress: bool = False, block: int = BLOCK) -> Iterator[pa.Table]:
-    """Batches of the columns `line` (int64, from 1) and `text` (string, with its line end)."""
-    line, open_line = 1, b""  # the next line's number, the start of a line that is not all read
-    with opened(path, progress) as stream:
-        while True:
-            data = stream.read(block) or b""
-            if line == 1 and not open_line:
-                data = data.removeprefix(b"\xef\xbb\xbf")
-            end = data.rfind(b"\n") + 1
-            if data and not end:
-                open_line += data
-                continue
-            chunk, open_line = (open_line + data[:end], data[end:]) if data else (open_line, b"")
-            if chunk:
-                table = _lines(chunk, line)
-                line += table.num_rows
-                yield table
-            if not data:
-                return
+    """Batches of the columns `line` (int64, from 1), `text` (string, with its line end) and `raw`.
+
+    `raw` (binary) holds the line where it is no UTF-8 and `text` is NOT_TEXT; else it is null.
+    """
+    line = 1
+    for data in blocks(path, progress, block):
+        table = _lines(data, line)
+        line += table.num_rows
+        yield table
 
 
-def _lines(chunk: bytes, first: int) -> pa.Table:
+def _lines(data: bytes, first: int) -> pa.Table:
+    ends = line_ends(data)
+    raw: list[bytes | None] | None = None
     try:
-        chunk.decode("utf-8")
+        data.decode("utf-8")
     except UnicodeDecodeError:
-        chunk = b"".join(map(_text_or_mark, chunk.splitlines(keepends=True)))
-    buffer = np.frombuffer(chunk, dtype=np.uint8)
-    ends = np.flatnonzero(buffer == ord("\n")) + 1
-    if not len(ends) or ends[-1] != len(buffer):
-        ends = np.append(ends, len(buffer))
+        starts = np.concatenate([[0], ends[:-1]])
+        pieces = [data[start:end] for start, end in zip(starts, ends, strict=True)]
+        texts = [_text_or_mark(piece) for piece in pieces]
+        raw = [piece if text is not piece else None
+               for piece, text in zip(pieces, texts, strict=True)]  # fmt: skip
+        data = b"".join(texts)
+        ends = np.cumsum([len(text) for text in texts])
     offsets = np.concatenate([[0], ends]).astype(np.int64)
     text = pa.LargeStringArray.from_buffers(
-        len(ends), pa.py_buffer(offsets.tobytes()), pa.py_buffer(chunk)
+        len(ends), pa.py_buffer(offsets.tobytes()), pa.py_buffer(data)
     )
-    return pa.table({"line": np.arange(first, first + len(ends), dtype=np.int64), "text": text})
+    return pa.table(
+        {
+            "line": np.arange(first, first + len(ends), dtype=np.int64),
+            "text": text,
+            "raw": pa.nulls(len(ends), pa.binary()) if raw is None else pa.array(raw, pa.binary()),
+        }
+    )
 
 
 def _text_or_mark(line: bytes) -> bytes:
     try:
         line.decode("utf-8")
     except UnicodeDecodeError:
-        return _NOT_TEXT + (b"\n" if line.endswith(b"\n") else b"")
+        return NOT_TEXT.encode() + (b"\n" if line.endswith((b"\n", b"\r")) else b"")
     return line
-
-
-def sniff(path: Path, formats: dict[str, list[tuple[str, ...]]]) -> str:
-    """The format whose fields most of the file's first lines carry.
-
-    formats: name -> the fields that a line must have, each a tuple of accepted names.
-    Raises FormatError if none of the first 100 non-empty lines fits any format.
-    """
-    votes: Counter[str] = Counter()
-    non_empty, first = 0, None
-    with opened(path) as stream:
-        lines = io.BufferedReader(stream, 2**16)
-        for number, line in enumerate(lines, start=1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not line.strip():
-                continue
-            non_empty += 1
-            first = first or (number, line)
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if isinstance(record, dict):
-                for name, fields in formats.items():
-                    if all(any(key in record for key in keys) for keys in fields):
-                        votes[name] += 1
-            if non_empty == SNIFFED:
-                break
-    expected = " or ".join(
-        f"{', '.join('/'.join(keys) for keys in fields)} ({name})"
-        for name, fields in formats.items()
-    )
-    if first is None:
-        raise FormatError(f"{path}: the file is empty; expected JSON lines with {expected}")
-    if not votes:
-        start = first[1][:60].decode("utf-8", "replace").strip()
-        raise FormatError(
-            f"{path}: line {first[0]} and the {non_empty - 1} after it: expected one JSON object "
-            f"per line with the fields {expected}, found {start!r}"
-        )
-    return max(formats, key=lambda name: votes[name])
-
-
-def table_batches(
-    path: Path,
-    required: list[str],
-    optional: list[str],
-    rejected: Counter[str],
-    progress: bool = False,
-    any_of: tuple[str, ...] = (),
-) -> Iterator[pa.Table]:
-    """Batches of a CSV (plain or gz) or Parquet table: `line` and the named columns as strings.
-
-    `line` counts the rows from 1 (without the header); an absent optional column is all null.
-    any_of: optional columns of which at least one has to be there. CSV rows with another number of
-    fields than the header, or with a line break in a named field, are counted in `rejected`.
-    White space around a column's name does not count. Raises FormatError if columns are missing.
-    """
-    columns = required + optional
-    if path.suffix == ".parquet":
-        names, batches = _parquet(path, columns)
-        _check_columns(path, names, required, any_of)
-        yield from _with_lines(batches, names, columns)
-        return
-    with opened(path, progress) as stream:
-
-        def skip(row: pa_csv.InvalidRow) -> str:
-            rejected["broken line"] += 1 + (row.text or "").strip("\r\n").count("\n")
-            return "skip"
-
-        header = _header(path)  # as the parser below knows the columns
-        names = [name.strip().strip('"') for name in header]
-        _check_columns(path, names, required, any_of)
-        included = [name for name in columns if name in names]
-        parsed = [header[names.index(name)] for name in included]
-        try:
-            reader = pa_csv.open_csv(
-                pa.PythonFile(stream, mode="r"),
-                read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK),
-                parse_options=pa_csv.ParseOptions(
-                    newlines_in_values=True, invalid_row_handler=skip
-                ),
-                convert_options=pa_csv.ConvertOptions(
-                    column_types={name: pa.string() for name in parsed},
-                    include_columns=parsed,
-                    strings_can_be_null=True,
-                    null_values=[""],
-                    quoted_strings_can_be_null=True,
-                ),
-            )
-            batches = (pa.record_batch(batch.columns, names=included) for batch in reader)
-            unbroken = (_without_breaks(batch, included, rejected) for batch in batches)
-            yield from _with_lines(unbroken, names, columns)
-        except pa.ArrowInvalid as error:
-            reason = str(error).split(". ")[0]
-            raise FormatError(
-                f"{path}: expected a UTF-8 CSV file with the columns {', '.join(columns)} "
-                f"({reason})"
-            ) from None
-
-
-def _without_breaks(
-    batch: pa.RecordBatch, names: list[str], rejected: Counter[str]
-) -> pa.RecordBatch:
-    """The rows without a line break in a field.
-
-    An open quote swallows the lines up to the next quote, which may give a row that looks right;
-    so such a row and all the lines in it are counted as broken.
-    """
-    breaks = sum(
-        pc.fill_null(pc.count_substring(batch.column(name), "\n"), 0).to_numpy() for name in names
-    )
-    if not breaks.any():
-        return batch
-    rejected["broken line"] += int((breaks[breaks > 0] + 1).sum())
-    return batch.filter(pa.array(breaks == 0))
-
-
-def _header(path: Path) -> list[str]:
-    with opened(path) as stream:
-        first = io.BufferedReader(stream, 2**16).readline(2**16)
-    try:
-        line = first.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: line 1: expected a UTF-8 CSV header") from None
-    return next(csv.reader([line]), [])
-
-
-def _check_columns(
-    path: Path, names: list[str], required: list[str], any_of: tuple[str, ...]
-) -> None:
-    if any_of and not set(any_of) & set(names) and set(required) <= set(names):
-        raise FormatError(
-            f"{path}: line 1: expected a column {' or '.join(any_of)} beside "
-            f"{', '.join(required)}, found neither"
-        )
-    missing = [name for name in required if name not in names]
-    if missing:
-        present = ", ".join(names)[:80] or "nothing"
-        raise FormatError(
-            f"{path}: line 1: expected the columns {', '.join(required)}, "
-            f"{', '.join(missing)} is missing (found {present})"
-        )
-
-
-def _parquet(path: Path, columns: list[str]) -> tuple[list[str], Iterator[pa.RecordBatch]]:
-    """The file's column names, and batches of those asked for that it has."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise FormatError(f"{path}: expected a Parquet file ({error})") from None
-    names = file.schema_arrow.names
-    return names, file.iter_batches(2**17, columns=[name for name in columns if name in names])
-
-
-def _with_lines(
-    batches: Iterable[pa.RecordBatch], names: list[str], columns: list[str]
-) -> Iterator[pa.Table]:
-    line = 1
-    for batch in batches:
-        arrays = {"line": np.arange(line, line + batch.num_rows, dtype=np.int64)}
-        line += batch.num_rows
-        for name in columns:
-            arrays[name] = (
-                batch.column(name) if name in names else pa.nulls(batch.num_rows, pa.string())
-            )
-        yield pa.table(arrays)

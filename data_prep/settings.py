@@ -14,7 +14,7 @@ class Settings(BaseModel):
     domains: list[str] | None = Field(
         default=None, description="names of the domains to prepare; None: all in the source"
     )
-    seed: int = Field(default=0, ge=0, description="seed of the candidates and of max_users")
+    seed: int = Field(default=0, ge=0, description="seed of ties, candidates and max_users")
     user_core: int = Field(
         default=5, ge=3, description="fewest interactions per user (3: one per split)"
     )

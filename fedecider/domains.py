@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 SPLITS = ("train", "valid", "test")
+MANIFEST = "manifest.json"  # beside the domains: which they are, and the sha256 of their files
 
 _TABLES = {
     "items": ["item_id", "title"],
@@ -60,10 +61,11 @@ def read_domain(folder: Path | str, **limits: int | None) -> Domain:
 
     `train`, `valid` and `test` limit the number of users of each split (`some_users`); no row of
     another user is kept, so that a domain of 10^8 rows fits into memory. Raises FileNotFoundError
-    or ValueError, naming the file, if one is missing, lacks a column, or the tables contradict each
-    other.
+    or ValueError, naming the file, if one is missing, is not as the manifest beside the domain's
+    folder says, lacks a column, or the tables contradict each other.
     """
     folder = Path(folder)
+    _check_files(folder, [f"{name}.parquet" for name in _TABLES])
     tables = {
         name: _table(folder / f"{name}.parquet", columns) for name, columns in _TABLES.items()
     }
@@ -122,27 +124,73 @@ def _table(path: Path, columns: list[str]) -> ds.Dataset:
     return table
 
 
-def read_domains(
-    folder: Path | str, names: list[str] | None = None, **limits: int | None
-) -> list[Domain]:
-    """All prepared domains below a folder, in sorted order, or the named ones; limits as above.
+def read_manifest(folder: Path | str) -> dict:
+    """What a data set's last finished preparation says of it.
 
-    Raises FileNotFoundError if there is none, or a named one is missing.
+    Raises FileNotFoundError if there is none, ValueError if it cannot be read.
     """
-    folder = Path(folder)
-    found = sorted(path.parent.name for path in folder.glob("[!.]*/splits.parquet"))
-    if not found:
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        if any(path.parent.glob("[!.]*/splits.parquet")):
+            raise FileNotFoundError(
+                f"{path} is missing: the data set was prepared by an earlier version, or its "
+                "preparation was stopped at its end; prepare it again"
+            )
         raise FileNotFoundError(
             f"no prepared domains in {folder}: run the notebook 01_prepare first"
         )
-    missing = sorted(set(names or []) - set(found))
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        domains = {name: dict(files) for name, files in manifest["domains"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged: prepare the data set again") from None
+    return {**manifest, "domains": domains}
+
+
+def _check_files(folder: Path, names: Iterable[str]) -> None:
+    """Raises FileNotFoundError or ValueError for a file that is not as it was prepared."""
+    domains = read_manifest(folder.parent)["domains"]
+    if folder.name not in domains:
+        raise FileNotFoundError(
+            f"{folder.parent} has no domain {folder.name!r}, only {', '.join(sorted(domains))}"
+        )
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: prepare the domain with data_prep first")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        expected = domains[folder.name].get(name)
+        if digest != expected:
+            raise ValueError(
+                f"{path} is damaged or was changed after its preparation: its sha256 is "
+                f"{digest[:12]}..., {MANIFEST} says {str(expected)[:12]}...; prepare the data set "
+                "again"
+            )
+
+
+def read_domains(
+    folder: Path | str, names: list[str] | None = None, **limits: int | None
+) -> list[Domain]:
+    """All domains that a folder's manifest names, in sorted order, or those of `names`.
+
+    Limits as above. Raises FileNotFoundError if there is no manifest, or a named domain is not in
+    it, and ValueError for an empty list and a name that is there twice.
+    """
+    folder = Path(folder)
+    prepared = sorted(read_manifest(folder)["domains"])
+    if names is not None and (not names or len(set(names)) < len(names)):
+        raise ValueError(f"domains {names}: expected different names of {', '.join(prepared)}")
+    missing = sorted(set(names or []) - set(prepared))
     if missing:
-        raise FileNotFoundError(f"{folder} has no domain {missing[0]!r}, only {', '.join(found)}")
-    return [read_domain(folder / name, **limits) for name in sorted(names or found)]
+        raise FileNotFoundError(
+            f"{folder} has no domain {missing[0]!r}, only {', '.join(prepared)}"
+        )
+    return [read_domain(folder / name, **limits) for name in sorted(names or prepared)]
 
 
 def data_digest(domains: Iterable[Domain]) -> str:
-    """Digest of all that was read: equal content gives equal digests, wherever it lies on disk."""
+    """Digest of all that a method reads: equal content gives equal digests, wherever it lies."""
     found = hashlib.sha256()
     for domain in domains:
         for piece in _content(domain):

@@ -175,7 +175,7 @@ def test_two_runs_give_the_same_bytes_and_replace_each_other(tmp_path):
     prepared(folder, tmp_path / "it's b", negatives=5)
     assert digests(tmp_path / "a") == before == digests(tmp_path / "it's b")
     names = {"interactions.parquet", "items.parquet", "splits.parquet", "candidates.parquet"}
-    assert set(before) == {f"shop/{name}" for name in names | {"meta.json"}}
+    assert set(before) == {f"shop/{name}" for name in names | {"meta.json"}} | {"manifest.json"}
     other = prepared(folder, tmp_path / "a", negatives=5, seed=1)
     assert digests(tmp_path / "a") != before
     assert other["meta"]["seed"] == 1
@@ -188,19 +188,29 @@ def test_a_failed_run_leaves_the_earlier_domain(tmp_path):
     with pytest.raises(EmptyDomainError, match="12 items are left, expected more than negatives"):
         prepared(folder, tmp_path / "out", negatives=12)
     assert digests(tmp_path / "out") == before
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["shop"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", "shop"}
     with pytest.raises(EmptyDomainError, match="leaves none of 30 users, 12 items and 180 inter"):
         prepared(folder, tmp_path / "out", user_core=7)
     assert digests(tmp_path / "out") == before
 
 
-def test_ties_in_time_fall_back_to_position_then_line(tmp_path):
+def test_ties_in_time_fall_back_to_position_then_a_seeded_hash(tmp_path):
     rows = [("u", "d", 5, 9), ("u", "c", 5, 2), ("u", "b", 5, 2), ("u", "a", 1, 99)]
     rows += [("v", item, 7, 0) for item in "dcba"]
-    got = prepared(write_plain(tmp_path, rows), tmp_path / "out")
-    history = got["interactions"].groupby("user_id").item_id.agg("".join)
-    assert history["u"] == "acbd"  # time, then position 2 before 9, then the line
-    assert history["v"] == "dcba"
+    write_plain(tmp_path / "raw", rows)
+    write_plain(tmp_path / "turned", rows[::-1])
+    orders = set()
+    for seed in range(20):
+        got = prepared(tmp_path / "raw", tmp_path / "out", seed=seed)
+        history = got["interactions"].groupby("user_id").item_id.agg("".join)
+        assert history["u"] in ("acbd", "abcd")  # time, then position 2 before 9, then the hash
+        assert sorted(history["v"]) == [*"abcd"]
+        orders.add((history["u"], history["v"]))
+        turned = prepared(tmp_path / "turned", tmp_path / "out2", seed=seed)
+        assert turned["interactions"].equals(got["interactions"])
+        # u: b and c, of which one is valid; v: all four
+        assert got["meta"]["ties"] == {"steps": 4, "users_with_a_tied_split": 2}
+    assert {u for u, _ in orders} == {"acbd", "abcd"} and len({v for _, v in orders}) > 8
     assert got["meta"]["order"] == "timestamp"
 
 
@@ -214,7 +224,7 @@ def test_position_orders_where_a_row_has_no_time(tmp_path):
 
 def test_items_with_one_title_become_the_smallest_id(tmp_path):
     titles = {"b": "One &amp; Two", "a": "One  &amp; Two", "c": "Three", "d": "Four (Row, #1)",
-              "e": "Four"}  # fmt: skip
+              "e": "Four (Row,  #1)"}  # fmt: skip
     rows = [("u", item, k, None) for k, item in enumerate("bacde")]
     got = prepared(write_plain(tmp_path, rows, titles), tmp_path / "out")
     assert dict(got["items"].to_records(index=False).tolist()) == {

@@ -1,7 +1,7 @@
 """Small prepared domains, runs on the tiny model, and a federation that a test drives by rounds."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from data_prep import folders
 from fedecider.adapter import Adapter
 from fedecider.client import Client, make_adapter
 from fedecider.config import RunConfig
@@ -46,6 +47,13 @@ def write_domain(folder: Path, seed: int, users: int = 12, items: int = 30, hist
     pd.DataFrame(splits, columns=columns).to_parquet(folder / "splits.parquet")
     columns = ["user_id", "split", "item_id", "negatives"]
     pd.DataFrame(candidates, columns=columns).to_parquet(folder / "candidates.parquet")
+    seal(folder.parent, [folder.name])
+
+
+def seal(out: Path, added: Iterable[str] = ()) -> None:
+    """Write the manifest of the domains in `out` anew, after a file was changed on purpose."""
+    known = (folders.read_manifest(out) or {"domains": {}})["domains"]
+    folders.write_manifest(out, sorted({*known, *(n for n in added if n[0] != ".")}))
 
 
 def write_domains(folder: Path, names=("books", "comics", "games")) -> Path:
