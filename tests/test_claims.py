@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 from same import numbers
-from toy import config, write_domains
+from toy import config, seal, write_domains
 
 from fedecider import checkpoint, federation
 from fedecider.client import Client
@@ -159,6 +159,7 @@ def test_als_is_refused_on_other_users_interactions(tmp_path):
     assert items[0] != items[1]
     table.loc[[first, other], "item_id"] = items[::-1]  # popularity stays as it is
     table.to_parquet(path)
+    seal(data)
     own = {k: v for k, v in settings.items() if k != "factors"}
     federation.run(config(data, tmp_path / "popularity", "popularity", **own))
     with pytest.raises(ValueError, match="other interactions"):

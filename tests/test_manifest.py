@@ -8,7 +8,13 @@ import pytest
 from toy import seal, write_domains
 
 import data_prep
-from fedecider.domains import data_digest, read_domain, read_domains, read_manifest
+from fedecider.domains import (
+    data_digest,
+    interactions_digest,
+    read_domain,
+    read_domains,
+    read_manifest,
+)
 
 CHOICE = {"user_core": 3, "item_core": 1, "negatives": 1, "progress": False}
 
@@ -96,25 +102,28 @@ def test_named_domains_are_of_the_manifest(tmp_path):
     assert sorted(read_manifest(out)["domains"]) == ["books", "comics"]
 
 
-def test_the_digest_covers_the_interactions_of_users_who_are_not_sampled(tmp_path):
+def test_interactions_of_users_who_are_not_sampled_have_a_digest_of_their_own(tmp_path):
     out = write_domains(tmp_path / "data", ["books"])
     limits = {"train": 3, "valid": 2, "test": 2}
     (domain,) = read_domains(out, **limits)
-    before = data_digest([domain])
+    before = interactions_digest([domain])
     path = out / "books/splits.parquet"
     splits = pd.read_parquet(path)
     other = next(user for user in splits.user_id if user not in domain.train)
     first, second = splits.index[splits.user_id == other][:2]
     splits.sample(frac=1, random_state=0).to_parquet(path)
     seal(out)
-    assert data_digest(read_domains(out, **limits)) == before  # the order of the rows is none
+    shuffled = read_domains(out, **limits)
+    assert data_digest(shuffled) == data_digest([domain])  # the order of the rows is none
+    assert interactions_digest(shuffled) == before
     # Two training items of another user change places: every item's count stays.
     splits.loc[[first, second], "item_id"] = splits.loc[[second, first], "item_id"].to_numpy()
     splits.to_parquet(path)
     seal(out)
     (changed,) = read_domains(out, **limits)
     assert changed.train == domain.train and changed.popularity.equals(domain.popularity)
-    assert data_digest([changed]) != before
+    assert data_digest([changed]) == data_digest([domain])
+    assert interactions_digest([changed]) != before
 
 
 def test_the_manifest_holds_every_file_and_the_settings(tmp_path):

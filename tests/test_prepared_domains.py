@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from toy import write_domain, write_domains
+from toy import seal, write_domain, write_domains
 
 from fedecider.domains import data_digest, read_affinity, read_domain, read_domains
 
@@ -45,6 +45,7 @@ def test_what_is_read_decides_the_digest_and_nothing_else(tmp_path):
             table, edit = change
             path = folder / "books" / f"{table}.parquet"
             edit(pd.read_parquet(path)).to_parquet(path)
+            seal(folder)
         return data_digest(read_domains(folder, **limits))
 
     def swapped(table):  # the first two training items of one user
@@ -74,12 +75,15 @@ def test_unfit_domains_are_named(tmp_path):
     write_domain(tmp_path / "books", 0)
     splits = pd.read_parquet(tmp_path / "books" / "splits.parquet")
     splits.assign(item_id="zzz").to_parquet(tmp_path / "books" / "splits.parquet")
+    seal(tmp_path)
     with pytest.raises(ValueError, match="splits.parquet names item 'zzz'"):
         read_domain(tmp_path / "books")
     splits[splits["split"] != "test"].to_parquet(tmp_path / "books" / "splits.parquet")
+    seal(tmp_path)
     with pytest.raises(ValueError, match="has no test rows"):
         read_domain(tmp_path / "books")
     splits.drop(columns="split").to_parquet(tmp_path / "books" / "splits.parquet")
+    seal(tmp_path)
     with pytest.raises(ValueError, match="lacks the columns split"):
         read_domain(tmp_path / "books")
     (tmp_path / "books" / "items.parquet").unlink()

@@ -9,7 +9,7 @@ import subprocess
 import pandas as pd
 import pytest
 import torch
-from toy import config, write_domains
+from toy import config, seal, write_domains
 
 from fedecider import federation, results, runs
 from fedecider.adapter import Adapter
@@ -62,6 +62,7 @@ def test_other_data_are_refused(tmp_path, finished):
     titles = pd.read_parquet(other / "books" / "items.parquet")
     titles.loc[3, "title"] = "another title"
     titles.to_parquet(other / "books" / "items.parquet")
+    seal(other)
     pattern = r"config.json is of a run with other data \(data_digest = '\w+', not '\w+'\): name "
     with pytest.raises(ValueError, match=pattern):
         federation.run(moved, backbone)
