@@ -30,7 +30,7 @@ def join_items(store: Store) -> dict[str, int]:
     run("""CREATE TABLE merged AS SELECT item_id, title, brief,
         min(item_id) OVER (PARTITION BY title) AS head FROM titles""")
     merged = fetch_row("SELECT count(*) FROM merged WHERE head <> item_id")[0]
-    run("""CREATE TABLE prompts AS SELECT item_id, title, 0 AS level, cut_title(title) AS cut,
+    run("""CREATE TABLE prompts AS SELECT item_id, title, 0 AS level, NULL::VARCHAR AS cut,
         short_title(coalesce(brief, title)) AS short FROM merged WHERE head = item_id""")
     _part_titles(store)
     run("""CREATE TABLE heads AS SELECT item_id, row_number() OVER (ORDER BY item_id) AS item,
@@ -58,3 +58,6 @@ def _part_titles(store: Store) -> None:
                 SELECT {title} FROM prompts GROUP BY 1 HAVING count(*) > 1))""").fetchone()
         if not shared or not shared[0]:
             return
+        store.connection.execute(
+            "UPDATE prompts SET cut = cut_title(title) WHERE level = 1 AND cut IS NULL"
+        )

@@ -130,26 +130,25 @@ class _Rows:
     def _whole(self, data: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Which lines are a record by themselves, with the right number of fields."""
         buffer = np.frombuffer(data, dtype=np.uint8)
-        separators = np.flatnonzero(buffer == ord(self.separator))
-        quotes = np.flatnonzero(buffer == ord('"')) if b'"' in data else np.empty(0, np.int64)
+        separates = buffer == ord(self.separator)
         whole = np.ones(len(ends), dtype=bool)
-        if len(quotes):
-            before = np.searchsorted(quotes, np.append(starts, len(buffer)))
-            amounts = np.diff(before)
-            number, passed = np.arange(len(quotes)), np.searchsorted(quotes, separators)
-            odd = amounts % 2 == 1
-            if odd.any():  # quotes are counted from the start of each line
-                whole[odd] = False
-                number = number - np.repeat(before[:-1], amounts)
-                passed = passed - before[np.searchsorted(ends, separators, side="right")]
+        if b'"' in data:
+            quotes = buffer == ord('"')
+            inside = np.bitwise_xor.accumulate(quotes.view(np.uint8))
+            begun = np.concatenate([[0], inside[ends[:-1] - 1]])  # a quote of a line above is open
+            whole = begun == inside[ends - 1]
+            if not whole.all():  # quotes are counted from the start of each line
+                inside ^= np.repeat(begun.astype(np.uint8), ends - starts)
+            places = np.flatnonzero(quotes)
             # A quote stands at an edge of a field or beside the other half of a doubled quote.
             edges = np.zeros(256, dtype=bool)
             edges[[ord(self.separator), *b'"\n\r']] = True
-            padded = np.concatenate([[np.uint8(ord("\n"))], buffer, [np.uint8(ord("\n"))]])
-            sound = edges[padded[quotes + 2 * (number % 2)]]
+            beside = places + 1 - 2 * inside[places].astype(np.int64)
+            sound = edges[buffer[np.clip(beside, 0, len(buffer) - 1)]]
             if not sound.all():
-                whole[np.searchsorted(ends, quotes[~sound], side="right")] = False
-            separators = separators[passed % 2 == 0]  # within quotes it is text
+                whole[np.searchsorted(ends, places[~sound], side="right")] = False
+            separates &= inside == 0  # within quotes it is text
+        separators = np.flatnonzero(separates)
         counts = np.diff(np.searchsorted(separators, np.append(starts, len(buffer))))
         return whole & (counts == self.width - 1)
 

@@ -11,6 +11,7 @@ import unicodedata
 # A tag starts with a letter, so that "<3" and "a < b" stay.
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _MARK = re.compile(r"(?<![^\s,;(])#\s?\d")
+_READABLE = re.compile(r"[^\W_]")
 _INVISIBLE = re.compile("[\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
 # Pages of the 2018 crawl that stored the page's script in place of the title.
 _SCRIPT = re.compile(r"\.getTime\(\)|^\s*var \w+ ?=")
@@ -27,7 +28,8 @@ def full_title(title: str) -> str:
         return ""
     text = _TAG.sub(" ", _without_comments(text))
     text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
-    text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+    if not text.isprintable():
+        text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
     text = " ".join(text.split())
     return text if _is_readable(text) else ""
 
@@ -54,7 +56,7 @@ def clean_title(title: str, length: int = 80, strip_series: bool = True) -> str:
 
 
 def _is_readable(text: str) -> bool:
-    return any(c.isalnum() for c in text)
+    return _READABLE.search(text) is not None
 
 
 def _without_comments(text: str) -> str:
