@@ -57,9 +57,10 @@ class Claim:
         stored = read_config(self.folder)
         before, now = flattened(stored.config), flattened(self.config)
         differ = [
-            f"{name} = {before.get(name)!r}, not {now.get(name)!r}"
+            f"{name} = {before.get(name, 'unknown')!r}, not {now.get(name, 'unknown')!r}"
             for name in {**now, **before}
-            if name not in _MAY_DIFFER and before.get(name) != now.get(name)
+            if name not in _MAY_DIFFER
+            and (name in before, before.get(name)) != (name in now, now.get(name))
         ]
         if before.get("model") != now["model"] and self._same_model(before, now, stored.read):
             differ = [text for text in differ if not text.startswith("model = ")]
