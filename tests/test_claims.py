@@ -10,6 +10,7 @@ from test_config import OLD, RENAMED
 from toy import config, write_domains
 
 from fedecider import checkpoint, federation
+from fedecider.analysis.saved_run import read_run
 from fedecider.client import Client
 from fedecider.config import flattened
 from fedecider.engine.backbone import load
@@ -159,7 +160,7 @@ def test_a_run_and_its_model_can_move(done, data, model_folder, tmp_path, monkey
     moved = config(data, tmp_path / "run", **settings, model=str(elsewhere))
     federation.run(moved)
     assert numbers(whole) == numbers(moved.folder)
-    read = checkpoint.read_run(moved.folder, data)
+    read = read_run(moved.folder, data)
     with read.adapter(load(str(elsewhere), "cpu", "float32")) as adapter:
         assert adapter.names
     with pytest.raises(ValueError, match="was trained on"):

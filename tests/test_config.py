@@ -184,8 +184,8 @@ def test_the_settings_of_other_methods_are_not_taken(method):
 # What published folders lacked, by the commit's age, and what they meant by it.
 BEFORE_TEMPERATURE = {"fellrec_temperature": 0.05, "als_confidences": [1.0]}
 FIRST_METHODS = ("fedavg", "fedecider", "local", "zero-shot")  # of the oldest published folders
-BEFORE_METHODS = {*"als_factors dpa_samples dpa_weight fedprox_mu fellrec_alpha".split()}
-BEFORE_METHODS |= {*"fellrec_beta noise sim_temperature uniform_weight wire".split()}
+BEFORE_METHODS = {*["als_factors", "dpa_samples", "dpa_weight", "fedprox_mu", "fellrec_alpha"]}
+BEFORE_METHODS |= {*["fellrec_beta", "noise", "sim_temperature", "uniform_weight", "wire"]}
 
 
 @pytest.mark.parametrize("method", METHODS)
