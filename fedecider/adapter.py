@@ -116,6 +116,15 @@ class Adapter:
                     )
                 weight.copy_(value)
 
+    def squared_distance(self, start: Factors) -> Tensor:
+        """||theta - theta_start||^2 over all entries of A and B, (); differentiable in theta."""
+        total = torch.zeros(())
+        for name, module in self.modules.items():
+            for part, before in (("lora_B", start[name].B), ("lora_A", start[name].A)):
+                now = getattr(module, part)["default"].weight
+                total = total + (now - before.to(now)).square().sum()
+        return total
+
     def updates(self, factors: Factors) -> Factors:
         """dW = gamma B A of every module, factored; gamma goes into B."""
         return {name: factor.scaled(self.gamma) for name, factor in factors.items()}
@@ -160,7 +169,7 @@ class Adapter:
     def __enter__(self) -> "Adapter":
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def hidden(self, batch: PackedBatch) -> Tensor:

@@ -18,6 +18,7 @@ from fedecider.engine.backbone import digest_of
 from fedecider.engine.weights import split_depth
 from fedecider.integrity import OUTCOME, DamagedError
 from fedecider.methods import Method
+from fedecider.methods.base import CollaborativeFilter
 from fedecider.runs import TABLES, method_info, read_config, write_json
 
 # Settings that may change between a start and a resumption without changing a number.
@@ -38,7 +39,7 @@ class Claim:
         self.config = config.stored() | {"settings": method.settings.model_dump(mode="json")}
         self.info = method_info(method)
         self.read: dict[str, str] = {}
-        self._weights = "" if method.family == "no language model" else config.backbone.model
+        self._weights = "" if isinstance(method, CollaborativeFilter) else config.backbone.model
 
     def check(self, **read: str) -> None:
         """`read` are digests of what was read since, by their entries in config.json.
@@ -57,9 +58,10 @@ class Claim:
         stored = read_config(self.folder)
         before, now = flattened(stored.config), flattened(self.config)
         differ = [
-            f"{name} = {before.get(name)!r}, not {now.get(name)!r}"
+            f"{name} = {before.get(name, 'unknown')!r}, not {now.get(name, 'unknown')!r}"
             for name in {**now, **before}
-            if name not in _MAY_DIFFER and before.get(name) != now.get(name)
+            if name not in _MAY_DIFFER
+            and (name in before, before.get(name)) != (name in now, now.get(name))
         ]
         if before.get("model") != now["model"] and self._same_model(before, now, stored.read):
             differ = [text for text in differ if not text.startswith("model = ")]

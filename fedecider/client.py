@@ -80,7 +80,7 @@ class Client:
         if upload is None:
             return b""
         dtype = self.config.direction.payload_dtype
-        return wire.encode(upload.factors, upload.metrics, dtype, self.method.upload_norm)
+        return wire.encode(upload.factors, upload.metrics, dtype, self.method.payload_norm(up=True))
 
     def fall_back(self) -> None:
         """Back to the model and the pending directions with which the round began."""
@@ -105,8 +105,8 @@ class Client:
 
         Raises FloatingPointError if it is not finite.
         """
-        served = self.method.models_for(self.data, self.model, self.adapter, "valid")
-        loss = validation_loss(self.data, served, self.adapter)
+        models = self.method.models_for(self.data, self.model, self.adapter, "valid")
+        loss = validation_loss(self.data, models, self.adapter)
         self._refuse("validation loss", loss, round)
         if loss < self.best.loss:
             self.best = Best(copy.copy(self.model), loss, round)

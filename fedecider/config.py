@@ -179,9 +179,25 @@ class RunConfig(Group):
     def of(cls, **values: Any) -> "RunConfig":
         """The configuration of plain names: `RunConfig.of(folder=..., rank=4, lr=1e-3, mu=0.1)`.
 
-        A name that no group has is one of the method's own. Raises pydantic's ValidationError.
+        A name that no group has is one of the method's own; these may also come as a dict
+        `settings`. Raises ValueError for the name of a group and for a setting that comes both
+        ways, and pydantic's ValidationError.
         """
-        return cls(**grouped(values))
+        groups = sorted(set(values) & cls.GROUPS.keys())
+        if groups:
+            names = ", ".join(cls.GROUPS[groups[0]].model_fields)
+            raise ValueError(
+                f"{groups[0]} is a group: name its settings themselves ({names}), "
+                "or call RunConfig(...) with groups"
+            )
+        own = values.pop("settings", {})
+        if not isinstance(own, dict):
+            raise ValueError(f"settings must be a dict of the method's own, got {own!r}")
+        nested = grouped(values)
+        twice = sorted(set(own) & nested.get("settings", {}).keys())
+        if twice:
+            raise ValueError(f"{twice[0]} is given twice, in settings and by its plain name")
+        return cls(**{**nested, "settings": {**nested.get("settings", {}), **own}})
 
     def limits(self) -> dict[str, int | None]:
         """Users per domain of each split, as `domains.read_domains` takes them."""
@@ -237,39 +253,99 @@ _RENAMED = {
     "wire": "payload_dtype",
     "noise": "direction_noise",
 }
+# The same of methods' own settings, which no other method's run needs.
+_UNIFORM = {"uniform_weight": "uniform_weight"}
 _OWN = {
-    "fedprox_mu": ("fedprox", "mu"),
-    "sim_temperature": ("lora-sim", "temperature"),
-    "fellrec_alpha": ("fellrec", "alpha"),
-    "fellrec_beta": ("fellrec", "beta"),
-    "fellrec_temperature": ("fellrec", "temperature"),
-    "dpa_weight": ("feddpa", "max_weight"),
-    "dpa_samples": ("feddpa", "instances"),
-    "als_factors": ("als", "factors"),
-    "als_confidences": ("als", "confidences"),
-    "uniform_weight": ("fedecider-no", "uniform_weight"),
+    "als": {"als_factors": "factors", "als_confidences": "confidences"},
+    "feddpa": {"dpa_weight": "max_weight", "dpa_samples": "instances"},
+    "fedecider": _UNIFORM,
+    "fedecider-no-both": _UNIFORM,
+    "fedecider-no-direction": _UNIFORM,
+    "fedecider-no-personalization": _UNIFORM,
+    "fedprox": {"fedprox_mu": "mu"},
+    "fellrec": {
+        "fellrec_alpha": "alpha",
+        "fellrec_beta": "beta",
+        "fellrec_temperature": "temperature",
+    },
+    "lora-sim": {"sim_temperature": "temperature"},
+}
+# What folders meant that are older than a name, by the form that they have. No other name may lack.
+_MEANT: dict[str, dict[str, Any]] = {
+    "grouped": {"min_clients": 1},
+    "flat": {
+        "loss": "vocabulary",
+        "min_clients": 1,
+        "payload_dtype": "float32",
+        "direction_noise": 0.0,
+    },
+}
+# The same of methods' own settings; only flat folders are older than these.
+_OWN_MEANT: dict[str, dict[str, Any]] = {
+    "als": {"confidences": [1.0]},
+    "fedecider": {"shared": "direction", "weights": "learned", "uniform_weight": 1.0},
+    "fedecider-no-both": {"shared": "update", "weights": "uniform"},
+    "fedecider-no-direction": {"shared": "update", "weights": "learned"},
+    "fedecider-no-personalization": {"shared": "direction", "weights": "uniform"},
+    "fellrec": {"temperature": 0.05},
 }
 
 
 def from_stored(values: dict[str, Any]) -> dict[str, Any]:
     """A run folder's configuration in groups; a flat one of before the groups is mapped.
 
-    Raises ValueError for a name that neither form has: nothing is read with a silent default.
+    Raises ValueError for a name that neither form has and for one that is missing: nothing is read
+    with a silent default. What a folder older than a name meant by it stands in a table. A grouped
+    configuration's `settings` are those that the run had; `claims` and `read_run` compare them with
+    the method's.
     """
     if isinstance(values.get("data"), dict):
         unknown = sorted(set(values) - set(RunConfig.model_fields))
         if unknown:
             raise ValueError(f"a stored configuration has the unknown entry {unknown[0]!r}")
-        return values
+        return _complete(values, "grouped")
+    method = values.get("method")
+    own = _OWN.get(str(method), {})
+    plain = {**_OWN_MEANT.get(str(method), {}), **renamed(values)}
+    absent = [before for before, now in own.items() if now not in plain]
+    if absent:
+        raise ValueError(f"a stored configuration lacks the entry {absent[0]!r} of {method}")
+    return _complete({"settings": {}, **grouped(plain)}, "flat")
+
+
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Entries of a flat configuration by today's plain names, without other methods' settings.
+
+    Raises ValueError for an unknown name.
+    """
     known = {*group_of(), *RunConfig.model_fields} - {*RunConfig.GROUPS, "settings"}
+    own = _OWN.get(str(values.get("method")), {})
+    others = {name for names in _OWN.values() for name in names}
     plain: dict[str, Any] = {}
     for name, value in values.items():
-        if name in _OWN:
-            method, own = _OWN[name]
-            if str(values.get("method", "")).startswith(method):
-                plain[own] = value
+        if name in own:
+            plain[own[name]] = value
         elif _RENAMED.get(name, name) in known:
             plain[_RENAMED.get(name, name)] = value
-        else:
+        elif name not in others:
             raise ValueError(f"a stored configuration has the unknown entry {name!r}")
-    return grouped(plain)
+    return plain
+
+
+def _complete(nested: dict[str, Any], form: str) -> dict[str, Any]:
+    """A stored configuration with what its form meant by names that did not exist then."""
+    meant = _MEANT[form]
+    for name in RunConfig.model_fields:
+        if name not in nested:
+            raise ValueError(f"a stored configuration lacks the entry {name!r}")
+    for group, cls in RunConfig.GROUPS.items():
+        missing = [name for name in cls.model_fields if name not in nested[group]]
+        for name in missing:
+            if name not in meant:
+                before = {now: old for old, now in _RENAMED.items()} if form == "flat" else {}
+                raise ValueError(
+                    f"a stored configuration lacks the entry {before.get(name, name)!r} of {group}"
+                )
+        if missing:
+            nested = {**nested, group: {**nested[group], **{name: meant[name] for name in missing}}}
+    return nested

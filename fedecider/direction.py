@@ -17,7 +17,7 @@ come as `s b, a / s` for any s; norms and the canonical form bring both to equal
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class LowRank(NamedTuple):
         """The update times a number; B carries the factor."""
         return LowRank(self.B * factor, self.A)
 
-    def to(self, *args, **kwargs) -> "LowRank":
+    def to(self, *args: Any, **kwargs: Any) -> "LowRank":
         """Both factors through `Tensor.to`."""
         return LowRank(self.B.to(*args, **kwargs), self.A.to(*args, **kwargs))
 
@@ -197,11 +197,6 @@ def decompose(update: LowRank, kind: NormKind = "frobenius") -> Decomposition | 
     return Decomposition(magnitude, LowRank(B, A * inverse))
 
 
-def compose(magnitude: Tensor | float, direction: LowRank) -> LowRank:
-    """Inverse of `decompose`: `m * D`, the magnitude () or (d_in,)."""
-    return LowRank(direction.B, direction.A * magnitude)
-
-
 def canonical(update: LowRank) -> Canonical | None:
     """Thin singular value decomposition of `B @ A`; None for a zero update.
 
@@ -236,7 +231,9 @@ def truncate(form: Canonical, k: int) -> tuple[Canonical, float]:
     return Canonical(form.U[:, :k], form.S[:k], form.Vt[:k]), error
 
 
-def direction(update: LowRank, kind: NormKind = "frobenius", k: int | None = None):
+def direction(
+    update: LowRank, kind: NormKind = "frobenius", k: int | None = None
+) -> LowRank | None:
     """What a client shares of one layer: its direction in canonical form, or None if it has none.
 
     `k` truncates to the top k singular directions. Returns a LowRank, float64, B = U diag(S).

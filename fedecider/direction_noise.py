@@ -48,4 +48,6 @@ def noised(
     moved = LowRank(
         with_noise(B, sigma / math.sqrt(2 * d_out * k)), with_noise(A, sigma / math.sqrt(2 * d_in))
     )
-    return unit(moved, kind)
+    noisy = unit(moved, kind)
+    assert noisy is not None  # two directions that cancel exactly are never drawn
+    return noisy

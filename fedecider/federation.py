@@ -21,11 +21,13 @@ from fedecider.engine.hidden_states import prune, remove_unfinished
 from fedecider.integrity import is_finished
 from fedecider.losses import LOSSES
 from fedecider.methods import Method, make
+from fedecider.methods.base import CollaborativeFilter
 from fedecider.rankers import RANKERS
 from fedecider.rankers.evaluate import write_ranks
 from fedecider.recorder import Recorder
 from fedecider.rounds import play_round
 from fedecider.server import Server
+from fedecider.training import Progress
 
 
 def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
@@ -54,7 +56,7 @@ def run(config: RunConfig, backbone: Backbone | None = None) -> Path:
         raise ValueError(f"min_clients is {least}, but {config.data.prepared} has {len(domains)}")
     everyone = interactions_digest(domains) if method.reads_all_users else ""
     claim.check(data_digest=data_digest(domains), interactions_digest=everyone)
-    if method.family != "no language model":
+    if not isinstance(method, CollaborativeFilter):
         claim.check(model_digest=digest_of(config.backbone.model))
     if not is_finished(config.folder):
         with claim.held():
@@ -71,7 +73,7 @@ def _run(
 ) -> None:
     """What is left to do of a run whose folder is held."""
     recorder = Recorder(config.folder)
-    if method.family == "no language model":
+    if isinstance(method, CollaborativeFilter):
         _start(recorder, 0)
         claim.write()
         write_ranks(config, method, domains, recorder)
@@ -102,7 +104,7 @@ def check(config: RunConfig) -> None:
             raise ValueError(f"ranker must be one of {', '.join(RANKERS)}, got {name!r}")
     if config.training.loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {config.training.loss!r}")
-    if (direction.direction_noise or direction.truncate) and not method.sends_directions:
+    if (direction.direction_noise or direction.truncate) and method.payload_norm(up=False) is None:
         raise ValueError(
             f"{config.method} sends no directions: direction_noise and truncate mean nothing there"
         )
@@ -139,7 +141,7 @@ def _rounds(
             checkpoint.save_round(config.folder, round, clients)
 
 
-def _progress(bar: tqdm, label: str):
+def _progress(bar: tqdm, label: str) -> Progress:
     def show(tokens: int, loss: float) -> None:
         bar.update(tokens)
         bar.set_postfix_str(f"{label} loss {loss:.3f}", refresh=False)

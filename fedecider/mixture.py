@@ -9,6 +9,7 @@ alpha_ij over the rank of direction j. The layer's equation is the paper's (arXi
 scopes, the sign constraint and the initial values are our reconstruction.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -103,11 +104,11 @@ class Mixture:
         if self.sign == "nonnegative":
             self.alpha.clamp_(min=0)
 
-    def _hook(self, name: str):
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         B, A, owner = self._layers[name]
         row = self.groups[name]
 
-        def add(module, inputs, output):
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0].to(A.dtype)
             w = self.alpha[row, owner]
             return output + linear(w * linear(x, A), B).to(output.dtype)

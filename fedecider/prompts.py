@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from fedecider.domains import Domain
 from fedecider.engine.packing import PackedBatch, PromptTree
@@ -52,7 +53,7 @@ class PromptTemplate(Protocol):
 class HistoryTemplate:
     """`start t1; t2; ... tk;` with every title after the first a target."""
 
-    def __init__(self, tokenizer, start: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int):
         self.tokenizer, self.start = tokenizer, start
         (self.end,) = tokenizer(";", add_special_tokens=False)["input_ids"]
 
@@ -93,7 +94,7 @@ class HistoryTemplate:
 class InstructionTemplate:
     """An instruction, the quoted history, one quoted target."""
 
-    def __init__(self, tokenizer, start: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int):
         self.tokenizer, self.start = tokenizer, start
         self._open, self._close = self._tokens(' "'), self._tokens('"')
         self._head = self._tokens(
@@ -134,7 +135,7 @@ TEMPLATES: dict[str, type[HistoryTemplate] | type[InstructionTemplate]] = {
 }
 
 
-def make_template(name: str, tokenizer, start: int) -> PromptTemplate:
+def make_template(name: str, tokenizer: PreTrainedTokenizerBase, start: int) -> PromptTemplate:
     """The template of that name.
 
     Raises ValueError if its end is not a single token of this tokenizer.

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from fedecider import integrity
-from fedecider.config import flattened, from_stored
+from fedecider.config import renamed
 from fedecider.runs import COLUMNS, method_info, read_config, read_csv
 
 METHOD = ["method", "label", "family", "color", "order"]
@@ -194,7 +194,7 @@ def plain(settings: dict[str, Any], method: str) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for name, value in settings.items():
         try:
-            mapped = flattened(from_stored({"method": method, name: value}))
+            mapped = renamed({"method": method, name: value})
         except ValueError:  # the method's own
             mapped = {}
         named |= {key: mapped[key] for key in mapped if key != "method"} or {name: value}

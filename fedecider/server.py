@@ -38,7 +38,7 @@ class Server:
         absent = [client for client, payload in payloads.items() if not payload]
         downloads = self.method.aggregate(uploads, round, absent)
         encoded: dict[int, bytes] = {}  # what goes to several clients is encoded once
-        dtype, unit = self.config.direction.payload_dtype, self.method.download_norm
+        dtype, unit = self.config.direction.payload_dtype, self.method.payload_norm(up=False)
         for factors in (each for sources in downloads.values() for each in sources.values()):
             if id(factors) not in encoded:
                 encoded[id(factors)] = wire.encode(factors, dtype=dtype, unit=unit)

@@ -235,7 +235,7 @@ def validation_loss(
     models: Sequence[tuple[list[str], ClientModel]],
     adapter: Adapter,
 ) -> float:
-    """Mean loss per token of the validation titles under the model that serves each user.
+    """Mean loss per token of the validation titles under the model of each user.
 
     `models` are the users of the validation split with their models (`Method.models_for`).
     """
@@ -254,7 +254,7 @@ def validation_loss(
 def _by_model(
     users: list[str], models: Sequence[tuple[list[str], ClientModel]]
 ) -> Iterator[tuple[ClientModel, list[int]]]:
-    """Each model with the places of its users among all."""
-    index = {user: place for place, user in enumerate(users)}
-    for served, model in models:
-        yield model, [index[user] for user in served]
+    """Each model with the indices of its users among all."""
+    index = {user: row for row, user in enumerate(users)}
+    for group, model in models:
+        yield model, [index[user] for user in group]

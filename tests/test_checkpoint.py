@@ -11,6 +11,7 @@ from toy import Rounds, cloned, config, dense
 
 from fedecider import checkpoint, federation
 from fedecider import client as client_module
+from fedecider.analysis.saved_run import read_run
 from fedecider.client import Best
 from fedecider.direction import LowRank, norm
 from fedecider.engine.backbone import load
@@ -185,11 +186,11 @@ def test_saved_adapters_load_with_peft_alone(backbone, data, tmp_path):
 def test_a_finished_run_is_read_again(data, unlike, backbone, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
-        checkpoint.read_run(folder, data)
+        read_run(folder, data)
     federation.run(config(data, folder, "fedecider", rankers=[]), backbone)
     with pytest.raises(ValueError, match="was trained on other data than those in"):
-        checkpoint.read_run(folder, unlike)
-    run = checkpoint.read_run(folder, data)
+        read_run(folder, unlike)
+    run = read_run(folder, data)
     assert run.config.flat() == config(data, folder, rankers=[]).flat() | {
         "shared": "direction",
         "weights": "learned",

@@ -6,10 +6,13 @@ import shutil
 import pandas as pd
 import pytest
 from same import numbers
+from test_config import OLD, RENAMED
 from toy import config, seal, write_domains
 
 from fedecider import checkpoint, federation
+from fedecider.analysis.saved_run import read_run
 from fedecider.client import Client
+from fedecider.config import flattened
 from fedecider.engine.backbone import load
 
 
@@ -76,6 +79,51 @@ def test_a_finished_round_claims_the_folder(stopped, backbone):
         federation.run(other, backbone)
 
 
+@pytest.mark.parametrize(
+    ("method", "own", "refused"),
+    [
+        ("fedecider", {}, None),  # without names for what is shared and which weights: the class's
+        ("fedecider-no-both", {"uniform_weight": 1.0}, None),
+        ("fedprox", {"fedprox_mu": 0.5}, "of a run with mu = 0.5, not 0.01"),
+    ],
+)
+def test_a_folder_of_before_the_groups_is_taken_up_as_what_it_was(
+    method, own, refused, backbone, data, tmp_path, monkeypatch
+):
+    chosen, plain = config(data, tmp_path / "run", method, rankers=[]), Client.local_update
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Client, "local_update", lambda c, r: dies() if r == 2 else plain(c, r))
+        federation.run(chosen, backbone)
+    path, state = chosen.folder / "config.json", chosen.folder / "checkpoint/state.json"
+    stored = json.loads(path.read_text())
+    before = {now: name for name, now in RENAMED.items()}
+    flat = {before.get(name, name): value for name, value in flattened(stored).items()}
+    kept = {*OLD, "data_digest"} - {"uniform_weight"}
+    path.write_text(json.dumps({name: flat[name] for name in kept & set(flat)} | own))
+    numbers_of_state = json.loads(state.read_text())
+    del numbers_of_state["files"], numbers_of_state["digest"]
+    state.write_text(json.dumps(numbers_of_state))
+    if refused:
+        with pytest.raises(ValueError, match=refused):
+            federation.run(chosen, backbone)
+        return
+    whole = federation.run(config(data, tmp_path / "whole", method, rankers=[]), backbone)
+    again, expected = numbers(federation.run(chosen, backbone)), numbers(whole)
+    assert again.pop("config") != expected.pop("config")
+    assert again == expected
+
+
+def test_a_setting_that_a_folder_does_not_tell_is_no_default(stopped, backbone):
+    path, state = stopped.folder / "config.json", stopped.folder / "checkpoint/state.json"
+    stored, numbers_of_state = json.loads(path.read_text()), json.loads(state.read_text())
+    path.write_text(json.dumps(stored | {"method": "fedprox", "settings": {}}))
+    del numbers_of_state["files"], numbers_of_state["digest"]
+    state.write_text(json.dumps(numbers_of_state))
+    prox = stopped.model_copy(update={"method": "fedprox"})
+    with pytest.raises(ValueError, match="of a run with mu = 'unknown', not 0.01"):
+        federation.run(prox, backbone)
+
+
 @pytest.mark.parametrize("done", [False, True])
 def test_a_run_without_its_configuration_is_refused(done, stopped, backbone):
     if done:
@@ -112,7 +160,7 @@ def test_a_run_and_its_model_can_move(done, data, model_folder, tmp_path, monkey
     moved = config(data, tmp_path / "run", **settings, model=str(elsewhere))
     federation.run(moved)
     assert numbers(whole) == numbers(moved.folder)
-    read = checkpoint.read_run(moved.folder, data)
+    read = read_run(moved.folder, data)
     with read.adapter(load(str(elsewhere), "cpu", "float32")) as adapter:
         assert adapter.names
     with pytest.raises(ValueError, match="was trained on"):

@@ -48,6 +48,7 @@ OWN = {
     },
     "feddpa": {"dpa_weight": "max_weight", "dpa_samples": "instances"},
     "als": {"als_factors": "factors", "als_confidences": "confidences"},
+    "fedecider": {"uniform_weight": "uniform_weight"},
     "fedecider-no-direction": {"uniform_weight": "uniform_weight"},
     "fedecider-no-personalization": {"uniform_weight": "uniform_weight"},
     "fedecider-no-both": {"uniform_weight": "uniform_weight"},
@@ -121,6 +122,23 @@ def test_no_default_runs_in_the_place_of_a_mistyped_name():
         make(RunConfig.of(**LEAST, ranks=4))
 
 
+@pytest.mark.parametrize("group", RunConfig.GROUPS)
+def test_plain_names_are_not_mixed_with_groups(group):
+    with pytest.raises(ValueError, match=f"{group} is a group: name its settings themselves"):
+        RunConfig.of(**LEAST, **{group: {}})
+
+
+def test_a_methods_own_settings_may_come_as_a_dict():
+    config = RunConfig.of(**LEAST, settings={"mu": 0.5})
+    assert config == RunConfig.of(**LEAST, mu=0.5)
+    with pytest.raises(ValueError, match="mu is given twice"):
+        RunConfig.of(**LEAST, settings={"mu": 0.5}, mu=0.5)
+    with pytest.raises(ValueError, match="rank belongs to the group lora"):
+        RunConfig.of(**LEAST, settings={"rank": 4})
+    with pytest.raises(ValueError, match="settings must be a dict"):
+        RunConfig.of(**LEAST, settings=0.5)
+
+
 def test_a_stored_configuration_holds_no_place_of_the_machine():
     config = RunConfig.of(**{**LEAST, "prepared": "/a/b/data/d", "folder": "/c/d/runs/x"})
     stored = config.stored()
@@ -136,8 +154,9 @@ def test_an_old_configuration_is_mapped_name_by_name():
     for name, value in OLD.items():
         if name not in everybody:
             assert flat[RENAMED.get(name, name)] == value, name
-    assert config.settings == {}  # fedecider had none that mattered
-    assert make(config).settings.shared == "direction"
+    # Its folders are older than the first two, and meant the defaults of the class.
+    assert config.settings == {"shared": "direction", "weights": "learned", "uniform_weight": 3.0}
+    assert make(config).settings.model_dump() == config.settings
 
 
 @pytest.mark.parametrize("method", OWN)
@@ -150,8 +169,8 @@ def test_an_old_configurations_own_settings_are_those_of_its_method(method):
         "noise": 0.0,
     }
     config = RunConfig(**from_stored(values))
-    assert config.settings == {now: values[before] for before, now in OWN[method].items()}
     settings = make(config).settings.model_dump()
+    assert config.settings == settings  # none is left to a default
     assert all(settings[now] == values[before] for before, now in OWN[method].items())
 
 
@@ -160,6 +179,56 @@ def test_the_settings_of_other_methods_are_not_taken(method):
     config = RunConfig(**from_stored({**OLD, "method": method, "noise": 0.0}))
     assert config.settings == {}
     make(config)
+
+
+# What published folders lacked, by the commit's age, and what they meant by it.
+BEFORE_TEMPERATURE = {"fellrec_temperature": 0.05, "als_confidences": [1.0]}
+FIRST_METHODS = ("fedavg", "fedecider", "local", "zero-shot")  # of the oldest published folders
+BEFORE_METHODS = {*["als_factors", "dpa_samples", "dpa_weight", "fedprox_mu", "fellrec_alpha"]}
+BEFORE_METHODS |= {*["fellrec_beta", "noise", "sim_temperature", "uniform_weight", "wire"]}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_published_configurations_of_before_a_name_mean_what_they_ran_with(method):
+    newest = {**OLD, "method": method, "noise": 0.0, "wire": "float32", "uniform_weight": 1.0}
+    whole = from_stored({**newest, **BEFORE_TEMPERATURE})
+    assert from_stored(newest) == whole
+    assert whole["training"]["loss"] == "vocabulary" and whole["training"]["min_clients"] == 1
+    assert make(RunConfig(**whole)).settings.model_dump() == whole["settings"]
+    if method in FIRST_METHODS:
+        assert from_stored({k: v for k, v in newest.items() if k not in BEFORE_METHODS}) == whole
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_missing_name_of_a_flat_configuration_is_refused(method):
+    values = {**OLD, **BEFORE_TEMPERATURE, "method": method, "noise": 0.0}
+    own = OWN.get(method, {})
+    others = {name for names in OWN.values() for name in names} - set(own)
+    older = {"noise", "wire", *BEFORE_TEMPERATURE}
+    older |= {"uniform_weight"} if method == "fedecider" else set()
+    required = set(values) - others - older
+    assert len(required) > 30 and set(own) - older <= required
+    for name in sorted(required):
+        with pytest.raises(ValueError, match=f"lacks the entry '{name}'"):
+            from_stored({key: value for key, value in values.items() if key != name})
+
+
+def test_a_missing_name_of_a_grouped_configuration_is_refused():
+    stored = RunConfig.of(**LEAST, mu=0.5).stored()
+    for name in RunConfig.model_fields:
+        lacking = {key: value for key, value in stored.items() if key != name}
+        # Without its `data` it is taken for a flat one, which has no groups.
+        said = "unknown entry" if name == "data" else f"lacks the entry '{name}'"
+        with pytest.raises(ValueError, match=said):
+            from_stored(lacking)
+    for name, group in group_of().items():
+        lacking = {key: value for key, value in stored[group].items() if key != name}
+        lacking = {**stored, group: lacking}
+        if name == "min_clients":  # younger than the groups
+            assert from_stored(lacking) == stored
+            continue
+        with pytest.raises(ValueError, match=f"lacks the entry '{name}' of {group}"):
+            from_stored(lacking)
 
 
 def test_what_neither_form_has_is_refused():

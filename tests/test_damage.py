@@ -8,7 +8,8 @@ import pytest
 from same import numbers
 from toy import config, write_domains
 
-from fedecider import checkpoint, federation, integrity, results
+from fedecider import federation, integrity, results
+from fedecider.analysis.saved_run import read_run
 from fedecider.client import Client
 
 SMALL = {
@@ -165,7 +166,7 @@ def test_what_an_error_says_helps(whole, prepared, backbone, tmp_path):
     with pytest.raises(ValueError, match=r"ranks\.parquet is missing: .* goes on behind round 2"):
         results.ranks(folder)
     with pytest.raises(ValueError, match=r"ranks\.parquet is missing"):
-        checkpoint.read_run(folder, prepared)
+        read_run(folder, prepared)
     trained = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Client, "local_update", lambda *args: trained.append(args))

@@ -10,7 +10,6 @@ from fedecider.direction import (
     LowRank,
     canonical,
     combine,
-    compose,
     cosine,
     decompose,
     direction,
@@ -44,6 +43,11 @@ def close(value, expected, scale=None, tolerance=1e-10):
     """Largest deviation relative to the scale of what is expected."""
     scale = torch.as_tensor(expected).abs().max() if scale is None else scale
     return (torch.as_tensor(value) - expected).abs().max() <= tolerance * scale
+
+
+def compose(magnitude, unit: LowRank) -> LowRank:
+    """Inverse of `decompose`: m D."""
+    return LowRank(unit.B, unit.A * magnitude)
 
 
 def dense_norm(matrix, kind):

@@ -9,7 +9,7 @@ from toy import config, write_domain
 
 from fedecider import federation
 from fedecider.analysis import membership_inference
-from fedecider.checkpoint import read_run
+from fedecider.analysis.saved_run import read_run
 from fedecider.direction import LowRank, direction
 from fedecider.domains import read_domain
 from fedecider.engine.backbone import load

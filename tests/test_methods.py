@@ -1,15 +1,23 @@
 """What all methods have in common: the table of section 5, what travels, steps, special cases."""
 
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from safetensors.torch import load as load_payload
 from safetensors.torch import load_file
 from toy import Rounds, config, write_domains
 
 from fedecider import federation, results, wire
 from fedecider.client import Client
-from fedecider.methods import METHODS, Method
+from fedecider.methods import METHODS, Method, methods_of
+from fedecider.methods.base import CollaborativeFilter
+from fedecider.rankers import RANKERS, rankers_of
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Section 5's table: parts that go up, and parts that come down from how many sources (n = 3).
 UP = {
@@ -58,11 +66,83 @@ def test_every_method_says_what_it_is_called_and_drawn_with():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_searches_try_settings_that_exist(method, data, tmp_path):
-    """Every value of a grid makes a run that would not be refused."""
-    for name, values in METHODS[method].grid.items():
-        assert values
-        for value in values:
-            federation.check(config(data, tmp_path / "x", method, **{name: value}))
+    """Every try makes a run that would not be refused; every trained method has as many."""
+    tries = METHODS[method].grid
+    assert len(tries) == (3 if METHODS[method].trains else 0)
+    assert not any(settings in tries[:at] for at, settings in enumerate(tries))
+    for settings in tries:
+        federation.check(config(data, tmp_path / "x", method, **settings))
+
+
+def test_the_grids_are_the_tries_of_the_published_runs():
+    preset = yaml.safe_load((ROOT / "notebooks/presets/sample.yaml").read_text())
+    grids = {name: method.grid for name, method in METHODS.items() if method.trains}
+    assert preset["search"]["tries"] == grids
+
+
+class Module(ModuleType):
+    """A module that holds one class, as a file in the folder of methods would."""
+
+    def __init__(self, name, bases, **attributes):
+        super().__init__(name)
+        self.Class = type("Class", bases, {"__module__": name, **attributes})
+
+
+GOOD = {"name": "new", "label": "New", "color": "#123456", "order": 99, "family": "federated"}
+
+
+def rank(self, domain, protocols):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("bases", "changed", "said"),
+    [
+        ((METHODS["fedavg"],), {"name": None}, "m.two.Class has no name of its own"),
+        ((METHODS["fedavg"],), {"label": None}, "m.two.Class has no label of its own"),
+        ((METHODS["fedavg"],), {"order": None}, "m.two.Class has no order of its own"),
+        ((METHODS["fedavg"],), {"color": None}, "m.two.Class has no color of its own"),
+        ((Method,), {"family": "federate"}, "family of m.two.Class must be one of .*'federate'"),
+        ((Method,), {"family": None}, "family of m.two.Class must be one of .*None"),
+        ((Method,), {"name": "old"}, "two methods are called 'old': m.one.Class and m.two.Class"),
+        (
+            (Method,),
+            {"family": "no language model"},
+            "'no language model' and has no method `rank`",
+        ),
+        ((Method,), {"rank": rank}, "family 'federated' and has a method `rank`"),
+    ],
+)
+def test_a_class_that_is_no_whole_method_is_refused(bases, changed, said):
+    attributes = {k: v for k, v in {**GOOD, **changed}.items() if v is not None}
+    modules = [Module("m.one", (Method,), **{**GOOD, "name": "old"})]
+    assert list(methods_of([*modules, Module("m.three", bases, **GOOD)])) == ["new", "old"]
+    with pytest.raises(TypeError, match=said):
+        methods_of([*modules, Module("m.two", bases, **attributes)])
+
+
+def test_what_ranks_by_itself_is_told_by_its_family_as_by_its_class(data, tmp_path):
+    for name, method in METHODS.items():
+        alone = isinstance(method(config(data, tmp_path / "x", name)), CollaborativeFilter)
+        assert alone == (method.family == "no language model")
+
+
+@pytest.mark.parametrize(
+    ("base", "changed", "said"),
+    [
+        (object, {"protocol": "listed"}, "protocol of m.two.Class must be one of .*'listed'"),
+        (object, {"name": "trie"}, "two rankers are called 'trie': m.one.Class and m.two.Class"),
+        (type(RANKERS["trie"]), {"name": None}, "m.two.Class has no name of its own"),
+        (type(RANKERS["trie"]), {"protocol": None}, "m.two.Class has no protocol of its own"),
+    ],
+)
+def test_a_class_that_is_no_whole_ranker_is_refused(base, changed, said):
+    good = {"name": "new", "protocol": "sampled", "rank": rank}
+    attributes = {k: v for k, v in {**good, **changed}.items() if v is not None}
+    modules = [Module("m.one", (object,), **{**good, "name": "trie"})]
+    assert set(rankers_of([*modules, Module("m.three", (base,), **good)])) == {"new", "trie"}
+    with pytest.raises(TypeError, match=said):
+        rankers_of([*modules, Module("m.two", (base,), **attributes)])
 
 
 @pytest.mark.parametrize("method", UP)
@@ -201,7 +281,10 @@ def test_with_one_client_it_is_local(method, alone, backbone, tmp_path):
 
 def test_a_methods_own_settings_are_checked_in_one_sentence(data, tmp_path):
     for method, own, said in (
-        ("fedprox", {"nu": 1}, "fedprox has no setting 'nu'; its own are: mu"),
+        ("fedprox", {"nu": 1}, "fedprox has no setting 'nu'; its own are: mu; did you mean mu"),
+        ("fedprox", {"rnak": 4}, "no setting 'rnak'; its own are: mu; did you mean rank?"),
+        ("local", {"alpha_int": 0.1}, "'alpha_int'; its own are: none; did you mean alpha_init?"),
+        ("local", {"momentum": 0.9}, "local has no setting 'momentum'; its own are: none$"),
         ("fedavg", {"mu": 1}, "fedavg has no setting 'mu'; its own are: none"),
         ("fedprox", {"mu": -1}, "mu of fedprox: .* greater than or equal to 0, not -1"),
         ("fedecider-no-both", {"weights": "learned"}, "weights of fedecider-no-both: .*'uniform'"),

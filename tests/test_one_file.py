@@ -48,7 +48,7 @@ from fedecider.metrics import rank_of
 
 
 class Length:
-    name, label, protocol = "length", "by length", "catalogue"
+    name, protocol = "length", "catalogue"
 
     def rank(self, ranking):
         items = ranking.data.domain.items
@@ -156,6 +156,7 @@ def strings(path: Path) -> set[str]:
 WORDS = {"local", "popularity", "fedecider"}
 # Settings of before the groups, by the method whose they were.
 OLD_SETTINGS = {"fedprox", "lora-sim", "fellrec", "feddpa", "als"}
+OLD_SETTINGS |= {name for name in methods.METHODS if name.startswith("fedecider-no-")}
 
 
 @pytest.mark.parametrize("method", sorted(set(methods.METHODS) - WORDS))

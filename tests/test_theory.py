@@ -10,7 +10,7 @@ from toy import config, write_domains
 from fedecider import federation
 from fedecider.adapter import Adapter
 from fedecider.analysis import theory
-from fedecider.checkpoint import read_run
+from fedecider.analysis.saved_run import read_run
 from fedecider.direction import LowRank, cosine, direction, norm
 from fedecider.engine.backbone import load
 

@@ -238,7 +238,11 @@ def test_every_format_of_raw_files_may_stand_in_a_preset(tmp_path):
 
 
 def test_a_search_may_try_the_grid_that_the_method_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(METHODS["fedecider"], "grid", {"alpha_lr": [0.1, 0.2], "lr": [1e-3, 1e-4]})
+    monkeypatch.setattr(
+        METHODS["fedecider"],
+        "grid",
+        [{"alpha_lr": a, "lr": b} for a in (0.1, 0.2) for b in (1e-3, 1e-4)],
+    )
     search = preset().search.model_copy(update={"tries": {"fedecider": "grid"}})
     todo = {task.name: task for task in tasks(preset(search=search), tmp_path, ROOT)}
     assert todo["03_search-goodreads-fedecider"].parameters["tries"] == [
@@ -299,6 +303,8 @@ def test_a_run_does_not_depend_on_the_other_methods_files():
     assert "fedecider/methods/fedavg.py" not in codes["fedecider"]
     assert "fedecider/federation.py" in codes["fedecider"]
     assert not any(name.startswith(("figures/", "data_prep/")) for name in codes["fedecider"])
+    own = {"fedecider/methods/fedecider.py", "fedecider/analysis/saved_run.py"}
+    assert not own & set(codes["fedavg"]) and own & set(codes["fedecider"])
 
 
 def test_preparing_depends_on_the_reader_of_its_format(tmp_path):

@@ -26,7 +26,7 @@ from scipy.stats import rankdata
 from tqdm import tqdm
 
 from fedecider.adapter import Adapter, Factors
-from fedecider.checkpoint import SavedRun, read_run
+from fedecider.analysis.saved_run import SavedRun, read_run
 from fedecider.config import RunConfig
 from fedecider.direction_noise import noised
 from fedecider.domains import Domain, read_domain

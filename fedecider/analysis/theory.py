@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fedecider.adapter import Factors
 from fedecider.analysis.objective import Objective, base_weights
-from fedecider.checkpoint import SavedRun, read_run
+from fedecider.analysis.saved_run import SavedRun, read_run
 from fedecider.config import Scope
 from fedecider.direction import LowRank, combine, direction, inner
 from fedecider.engine.backbone import Backbone, load
@@ -230,7 +230,7 @@ def check(
     make its F, `iterations` of L-BFGS look for proposition 1's minimum, `seed` is that of the
     aggregates and of the planted direction. A name stands for that backbone in float64 on the CPU.
     A client whose chosen model is that of round 1 has the others' directions at weight 0. Raises
-    as `checkpoint.read_run` does, and ValueError for a single client, another backbone than the
+    as `saved_run.read_run` does, and ValueError for a single client, another backbone than the
     run's or another precision.
     """
     run = read_run(folder, data)

@@ -13,7 +13,7 @@ padded group of n sequences has length L. Scores and their sums are at least flo
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class PackedAttention:
                 self.groups.append(_padded(group))
                 group = []
             group.append((length, start))
-        self._plans: dict[tuple[int, int, torch.device], list[_Plan]] = {}
+        self._plans: dict[tuple[int, int, torch.device], list[_Indices]] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """query (T, h, d), key and value (T, k, d) to (T, h, d); rows of no sequence are 0."""
@@ -107,10 +107,10 @@ class PackedAttention:
             out.view(query.shape), row_max.view(tokens, heads), denominator.view(tokens, heads)
         )
 
-    def _plan(self, query: Tensor, key: Tensor) -> list["_Plan"]:
+    def _plan(self, query: Tensor, key: Tensor) -> list["_Indices"]:
         shape = (query.shape[1], key.shape[1], query.device)
         if shape not in self._plans:
-            self._plans[shape] = [_Plan(group, *shape) for group in self.groups]
+            self._plans[shape] = [_Indices(group, *shape) for group in self.groups]
         return self._plans[shape]
 
 
@@ -155,7 +155,7 @@ def _padded(group: list[tuple[int, int]]) -> Tensor:
     return (starts + step).masked_fill(step >= lengths, -1)
 
 
-class _Plan:
+class _Indices:
     """Row indices that take a group from the packed row to its padded batch and back.
 
     Rows are (token, head) pairs of the flat packed tensors (T h, d) and (T k, d). Padded queries
@@ -197,7 +197,9 @@ class _Attention(torch.autograd.Function):
     """softmax(q k^T scale + causal) v of every group, with the probabilities kept for backward."""
 
     @staticmethod
-    def forward(ctx, query, key, value, scale, plans):
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, plans: list[_Indices]
+    ) -> Tensor:
         out = torch.zeros_like(query) if not _covers(plans, query) else torch.empty_like(query)
         kept = []
         for plan in plans:
@@ -217,7 +219,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         saved = ctx.saved_tensors
         d_query, d_key, d_value = (
             grad.new_zeros(shape) for shape in (ctx.shapes[0], ctx.shapes[1], ctx.shapes[1])
@@ -243,6 +245,6 @@ class _Attention(torch.autograd.Function):
         return d_query, d_key, d_value, None, None
 
 
-def _covers(plans: list[_Plan], query: Tensor) -> bool:
+def _covers(plans: list[_Indices], query: Tensor) -> bool:
     """Whether every row of the flat query belongs to a sequence."""
     return sum(len(plan.to_query) for plan in plans) == len(query)

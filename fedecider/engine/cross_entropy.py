@@ -7,6 +7,8 @@ the hidden states is formed in the same sweep, which the frozen output layer all
 per logit, where a softmax over stored logits needs several passes over fresh memory.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -82,7 +84,7 @@ def log_probs(hidden: Tensor, head: Tensor, source: Tensor, token: Tensor) -> Te
 
 class _NegativeLogLikelihood(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, head: Tensor, token: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, token: Tensor) -> Tensor:
         acc_dtype = _acc_dtype(hidden)
         normaliser, mean = _sweep(hidden, head, ctx.needs_input_grad[0])
         target = head[token].to(acc_dtype)
@@ -94,7 +96,7 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return (grad[:, None] * slope).to(ctx.dtype), None, None
 

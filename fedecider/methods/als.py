@@ -8,6 +8,8 @@ this kind do. The number of factors and the confidence of an interaction are cho
 """
 
 import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -17,6 +19,9 @@ from threadpoolctl import threadpool_limits
 from fedecider.domains import Domain, interactions
 from fedecider.methods.base import Method, NoSettings
 from fedecider.metrics import per_user, rank_of
+
+if TYPE_CHECKING:
+    from implicit.cpu.als import AlternatingLeastSquares
 
 _FIXED = {"regularization": 0.01, "iterations": 15}
 
@@ -40,9 +45,11 @@ class Als(Method):
     color, order = "#6699CC", 1
     trains = False
     reads_all_users = True
-    grid = {}
+    grid = []
 
-    def rank(self, domain, protocols):
+    def rank(
+        self, domain: Domain, protocols: Sequence[str]
+    ) -> tuple[dict[str, list[int]], dict[str, Any]]:
         """Ranks of the test users by protocol, and the settings that validation chose.
 
         Those with the best NDCG@10 on the validation users' stored lists; ties: the smallest.
@@ -82,7 +89,7 @@ def _interaction_matrix(domain: Domain) -> csr_matrix:
     return csr_matrix((ones, (rows, items.get_indexer(known["item_id"]))), shape=shape)
 
 
-def _ranks(model, domain: Domain, split: str) -> dict[str, list[int]]:
+def _ranks(model: "AlternatingLeastSquares", domain: Domain, split: str) -> dict[str, list[int]]:
     """Ranks of a split's users under both protocols; each user is folded in by its history."""
     items = domain.items.index
     ranks: dict[str, list[int]] = {"sampled": [], "catalogue": []}
@@ -97,8 +104,8 @@ def _ranks(model, domain: Domain, split: str) -> dict[str, list[int]]:
         target = domain.target(user, split)
         listed = items.get_indexer([target, *domain.negatives[split, user]])
         ranks["sampled"].append(rank_of(scores[listed], 0))
-        place = items.get_loc(target)
+        row_of_target = items.get_loc(target)
         masked = scores.copy()
-        masked[np.setdiff1d(history, [place])] = -np.inf
-        ranks["catalogue"].append(rank_of(masked, place))
+        masked[np.setdiff1d(history, [row_of_target])] = -np.inf
+        ranks["catalogue"].append(rank_of(masked, row_of_target))
     return ranks

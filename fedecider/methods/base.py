@@ -6,17 +6,17 @@ method is one file in this folder (see CONTRIBUTING.md): it is found by its clas
 configuration.
 """
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
 
 from fedecider.adapter import Adapter, Factors
-from fedecider.config import RunConfig
+from fedecider.config import RunConfig, group_of
 from fedecider.direction import NormKind
 from fedecider.domains import Domain
-from fedecider.mixture import ClientModel, initial_alpha
+from fedecider.mixture import ClientModel
 from fedecider.training import ClientData, Progress, TrainingReport
 from fedecider.wire import Metric, PayloadError, PayloadSpec
 
@@ -36,7 +36,7 @@ class Upload(NamedTuple):
 
 Uploads = dict[str, Upload]  # client -> what it sent
 Downloads = dict[str, dict[str, Factors]]  # receiver -> source -> factors
-Served = list[tuple[list[str], ClientModel]]  # users and the model that serves them
+UserModels = list[tuple[list[str], ClientModel]]  # groups of users, each with its model
 
 
 class NoSettings(BaseModel):
@@ -85,10 +85,10 @@ class Method:
     reads_all_users: ClassVar[bool] = False  # not the sampled ones alone
     beside: ClassVar[str] = ""  # what a saved model has beside the own LoRA, in a sentence
     learns_alpha: bool = False
-    sends_directions: bool = False
     sends_whole_loras: ClassVar[bool] = False  # every module at the run's rank, in each payload
     Settings: ClassVar[type[BaseModel]] = NoSettings
-    grid: ClassVar[dict[str, list[Any]]] = {"lr": [5e-4, 1e-3, 2e-3]}  # values to try in a search
+    # Settings of each try of a search: three of every trained method, none of the others.
+    grid: ClassVar[list[dict[str, Any]]] = [{"lr": lr} for lr in (5e-4, 1e-3, 2e-3)]
 
     def __init__(self, config: RunConfig):
         self.config = config
@@ -105,6 +105,9 @@ class Method:
             if entry["type"] == "extra_forbidden":
                 known = ", ".join(cls.Settings.model_fields) or "none"
                 message = f"{cls.name} has no setting {name!r}; its own are: {known}"
+                names = [*group_of(), "folder", "method", "seed", *cls.Settings.model_fields]
+                if near := difflib.get_close_matches(name, names, 1):
+                    message += f"; did you mean {near[0]}?"
             else:
                 message = f"{name} of {cls.name}: {entry['msg']}, not {entry['input']!r}"
             raise ValueError(message) from error
@@ -115,13 +118,6 @@ class Method:
         """Local training in a round (1-based): A, B and, where learned, alpha."""
         return client.fit(round)
 
-    def initial_alpha(self, model: ClientModel, adapter: Adapter) -> Tensor:
-        """Weights of the peers' updates before any is learned, (groups, sources)."""
-        direction = self.config.direction
-        own = adapter.updates(model.factors)
-        sources = sorted(model.peer_directions)
-        return initial_alpha(adapter, sources, direction.alpha_scope, direction.alpha_init, own)
-
     def upload(self, client: MethodClient, round: int) -> Upload | None:
         """What the client sends after training; None for nothing."""
         return None
@@ -131,8 +127,8 @@ class Method:
 
     def models_for(
         self, data: ClientData, model: ClientModel, adapter: Adapter, split: str
-    ) -> Served:
-        """The model that serves each user of a split: users and their model, group by group."""
+    ) -> UserModels:
+        """The model of each user of a split: users and their model, group by group."""
         return [(data.users(split), model)]
 
     # On the wire
@@ -141,14 +137,11 @@ class Method:
         """Factors that travel in a round, up and down: "AB", "A" or "B"."""
         return "AB"
 
-    @property
-    def upload_norm(self) -> NormKind | None:
-        """Norm in which every uploaded module must be a direction, or None."""
-        return None
+    def payload_norm(self, *, up: bool) -> NormKind | None:
+        """Norm in which every module of a payload must be a direction, on its way up or down.
 
-    @property
-    def download_norm(self) -> NormKind | None:
-        """The same for downloads."""
+        None: it may have any norm.
+        """
         return None
 
     @property
@@ -177,7 +170,8 @@ class Method:
         """A round of training on every client; what each sends.
 
         `diverged` takes in a client whose training diverged, and the error; without it the error is
-        raised. A reference that pools what clients keep apart overrides this.
+        raised. A reference that pools what clients keep apart overrides this: clients in processes
+        of their own cannot run it, they call `Client.local_update`.
         """
         payloads = dict.fromkeys((client.name for client in clients), b"")
         for client in clients:
@@ -219,7 +213,7 @@ def payload_spec(
         dtype=direction.payload_dtype,
         rank=config.lora.rank,
         parts=method.shared_factors(round),
-        unit=method.upload_norm if up else method.download_norm,
+        unit=method.payload_norm(up=up),
         truncate=direction.truncate,
         complete=method.sends_whole_loras,
         metrics=method.metrics if up else {},

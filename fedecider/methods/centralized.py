@@ -5,8 +5,10 @@ the number of steps is that of all clients together.
 """
 
 import copy
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from fedecider.methods.base import Method
+from fedecider.methods.base import Method, MethodClient
 from fedecider.training import PooledData, fit
 
 
@@ -16,7 +18,12 @@ class Centralized(Method):
     name, label, family = "centralized", "Centralized", "reference"
     color, order = "#555555", 30
 
-    def fit_all(self, clients, round, diverged=None):
+    def fit_all(
+        self,
+        clients: Sequence[MethodClient],
+        round: int,
+        diverged: Callable[[Any, FloatingPointError], None] | None = None,
+    ) -> dict[str, bytes]:
         """One LoRA on everybody's data; if it diverges, every client has."""
         for client in clients:
             client.begin_round()

@@ -5,13 +5,14 @@ products B A is not what comes out; that inexactness belongs to the method.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from fedecider.adapter import Factors
 from fedecider.config import RunConfig
 from fedecider.direction import LowRank
-from fedecider.methods.base import Downloads, Method, Upload, Uploads, sent_metric
+from fedecider.methods.base import Downloads, Method, MethodClient, Upload, Uploads, sent_metric
 from fedecider.wire import Metric, PayloadError
 
 _MOST_EXAMPLES = 10**9  # of a client whose configuration sets no bound
@@ -25,13 +26,13 @@ class FedAvg(Method):
     sends_whole_loras = True
 
     @property
-    def metrics(self):
+    def metrics(self) -> dict[str, Metric]:
         """The number of training targets, at most what the configuration lets a client have."""
         return {"examples": Metric("count", most_examples(self.config))}
 
-    def upload(self, client, round):
+    def upload(self, client: MethodClient, round: int) -> Upload:
         """The raw factors that the method shares in this round, and the number of targets."""
-        kept_home = dict.fromkeys(set("AB") - set(self.shared_factors(round)))
+        kept_home: dict[str, Any] = dict.fromkeys(set("AB") - set(self.shared_factors(round)))
         factors = {name: pair._replace(**kept_home) for name, pair in client.model.factors.items()}
         return Upload(factors, {"examples": client.data.training.num_targets})
 
@@ -40,7 +41,7 @@ class FedAvg(Method):
         mean = average(uploads, example_shares(uploads))
         return {client: {"global": mean} for client in (*uploads, *absent)}
 
-    def receive(self, client, downloads, round):
+    def receive(self, client: MethodClient, downloads: dict[str, Factors], round: int) -> None:
         """What comes replaces the client's own at once, and is what is validated."""
         if len(downloads) != 1:
             sources = ", ".join(downloads)

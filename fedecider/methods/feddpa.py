@@ -1,6 +1,6 @@
 """feddpa (Yang et al., arXiv 2403.19211): a global and a local LoRA, mixed by instance.
 
-Up and down: A, B of the global LoRA (fedavg); the local LoRA stays at home. A user is served with
+Up and down: A, B of the global LoRA (fedavg); the local LoRA stays at home. A user gets
 
     y = W0 x + (1 - l) dW_global x + l dW_local x,   l = c * mean_s cos(h, h_s),
 
@@ -19,12 +19,13 @@ from pydantic import Field
 from torch.nn.functional import normalize
 
 from fedecider.adapter import Adapter, Factors
+from fedecider.config import RunConfig
 from fedecider.engine.hidden_states import HiddenStateCache
 from fedecider.engine.packing import PromptTree, pack
-from fedecider.methods.base import NoSettings, Served
+from fedecider.methods.base import MethodClient, NoSettings, UserModels
 from fedecider.methods.fedavg import FedAvg
 from fedecider.mixture import ClientModel, initial_alpha
-from fedecider.training import ClientData, generator_of
+from fedecider.training import ClientData, TrainingReport, generator_of
 
 _STEP = 0.05
 _BUDGET = 4096  # tokens per forward
@@ -49,14 +50,14 @@ class FedDPA(FedAvg):
         "The adapter is the global LoRA. The local LoRA (`local/...`) is mixed in with a weight "
         "per user, by the similarity of the user's history to those of the client."
     )
-    grid = {"max_weight": [0.5, 0.75, 1.0]}
+    grid = [{"lr": 2e-3, "max_weight": weight} for weight in (0.5, 0.75, 1.0)]
 
-    def __init__(self, config):
+    def __init__(self, config: RunConfig):
         super().__init__(config)
-        self._global: Factors | None = None  # of which the mixtures are kept
-        self._mixed: dict[float, ClientModel] = {}
+        self._global: Factors | None = None  # that the mixtures below hold
+        self._by_weight: dict[float, ClientModel] = {}
 
-    def fit(self, client, round):
+    def fit(self, client: MethodClient, round: int) -> TrainingReport:
         """The local LoRA first, then the global one; both start from the same point."""
         model = client.model
         if model.local_lora is None:
@@ -66,7 +67,9 @@ class FedDPA(FedAvg):
         model.factors, model.local_lora = model.local_lora, model.factors
         return local.then(client.fit(round, share=(0.5, 1.0)))
 
-    def models_for(self, data, model, adapter, split) -> Served:
+    def models_for(
+        self, data: ClientData, model: ClientModel, adapter: Adapter, split: str
+    ) -> UserModels:
         """Users by their weight of the local LoRA, each group with its mixture."""
         if model.local_lora is None:  # left out of every round so far: there is nothing to mix
             return [(data.users(split), model)]
@@ -76,7 +79,7 @@ class FedDPA(FedAvg):
             rounded = min(round(weight / _STEP) * _STEP, self.settings.max_weight)
             groups[round(rounded, 6)].append(user)
         if self._global is not model.factors:  # a round replaces them
-            self._global, self._mixed = model.factors, {}
+            self._global, self._by_weight = model.factors, {}
         return [
             (users, self._mixture_at(model, adapter, weight))
             for weight, users in sorted(groups.items())
@@ -84,12 +87,12 @@ class FedDPA(FedAvg):
 
     def _mixture_at(self, model: ClientModel, adapter: Adapter, weight: float) -> ClientModel:
         """The mixture with that weight; the same object whenever asked again in this round."""
-        if weight not in self._mixed:
+        if weight not in self._by_weight:
             scaled = {name: pair.scaled(1 - weight) for name, pair in model.factors.items()}
             alpha = initial_alpha(adapter, ["local"], self.config.direction.alpha_scope) + weight
             local = adapter.updates(local_lora(model))
-            self._mixed[weight] = ClientModel(scaled, {"local": local}, alpha)
-        return self._mixed[weight]
+            self._by_weight[weight] = ClientModel(scaled, {"local": local}, alpha)
+        return self._by_weight[weight]
 
     @torch.no_grad()
     def local_weights(

@@ -13,13 +13,23 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from fedecider.adapter import Factors
+from fedecider.adapter import Adapter, Factors
+from fedecider.config import RunConfig
 from fedecider.direction import NormKind, direction
 from fedecider.direction_noise import noised
-from fedecider.methods.base import Downloads, Family, Method, NoSettings, Upload, Uploads
-from fedecider.mixture import initial_alpha
-from fedecider.training import generator_of
+from fedecider.methods.base import (
+    Downloads,
+    Family,
+    Method,
+    MethodClient,
+    NoSettings,
+    Upload,
+    Uploads,
+)
+from fedecider.mixture import ClientModel, initial_alpha
+from fedecider.training import TrainingReport, generator_of
 
 
 class FeDecider(Method):
@@ -43,22 +53,21 @@ class FeDecider(Method):
         "What peers sent (`from <client>/...`) is added to every adapted layer, weighted by "
         "`alpha`: y += sum_j alpha_j B_j A_j x."
     )
-    grid = {"alpha_lr": [0.02, 0.2], "alpha_init": [0.0, 0.15]}
+    grid = [
+        {"lr": 2e-3, "alpha_lr": 0.02},
+        {"lr": 2e-3, "alpha_lr": 0.2},
+        {"lr": 2e-3, "alpha_init": 0.15, "alpha_lr": 0.05},
+    ]
 
-    def __init__(self, config):
+    def __init__(self, config: RunConfig):
         super().__init__(config)
-        self.sends_directions = self.settings.shared == "direction"
         self.learns_alpha = self.settings.weights == "learned"
 
-    @property
-    def upload_norm(self) -> NormKind | None:
-        """Directions travel unless the server is to extract them, or none is wanted."""
-        return self.download_norm if self.config.direction.send == "direction" else None
-
-    @property
-    def download_norm(self) -> NormKind | None:
-        """What comes down is a direction; with `shared = update` it has any norm."""
-        return self.config.direction.norm if self.sends_directions else None
+    def payload_norm(self, *, up: bool) -> NormKind | None:
+        """Directions travel, up unless the server is to extract them; an update has any norm."""
+        if self.settings.shared == "update" or (up and self.config.direction.send == "update"):
+            return None
+        return self.config.direction.norm
 
     def directions(self, updates: Factors) -> Factors:
         """Direction of every module in canonical form; a module with a zero update is absent."""
@@ -69,7 +78,7 @@ class FeDecider(Method):
         }
         return {name: pair for name, pair in directions.items() if pair is not None}
 
-    def fit(self, client, round):
+    def fit(self, client: MethodClient, round: int) -> TrainingReport:
         """Directions of the previous round take the place of older ones; alpha stays."""
         model = client.model
         if client.pending_directions:
@@ -78,22 +87,25 @@ class FeDecider(Method):
             model.alpha = self.initial_alpha(model, client.adapter)
         return client.fit(round, learns_alpha=self.learns_alpha)
 
-    def initial_alpha(self, model, adapter):
-        """A share of the own norm; `alpha_init` itself for updates, which have a size already."""
+    def initial_alpha(self, model: ClientModel, adapter: Adapter) -> Tensor:
+        """Weights of the peers before any is learned, (groups, sources).
+
+        A share of the own norm; `alpha_init` itself for updates, which have a size already.
+        """
         config, settings = self.config.direction, self.settings
+        sources, own = sorted(model.peer_directions), adapter.updates(model.factors)
         if settings.shared == "direction":
-            alpha = super().initial_alpha(model, adapter)
+            alpha = initial_alpha(adapter, sources, config.alpha_scope, config.alpha_init, own)
         else:
-            start = initial_alpha(adapter, sorted(model.peer_directions), config.alpha_scope)
-            alpha = start + config.alpha_init
+            alpha = initial_alpha(adapter, sources, config.alpha_scope) + config.alpha_init
         if settings.weights == "uniform":
             alpha = torch.full_like(alpha, settings.uniform_weight / len(model.peer_directions))
         return alpha
 
-    def upload(self, client, round):
+    def upload(self, client: MethodClient, round: int) -> Upload:
         """D_i, or gamma B_i A_i where the update is shared or the server extracts the direction."""
         updates, config = client.adapter.updates(client.model.factors), self.config.direction
-        if not self.sends_directions or config.send == "update":
+        if self.payload_norm(up=True) is None:
             return Upload(updates)
         directions = self.directions(updates)
         if config.direction_noise:
@@ -111,14 +123,14 @@ class FeDecider(Method):
         """
         factors: dict[str, Factors] = {client: {} for client in absent}
         factors |= {client: upload.factors for client, upload in uploads.items()}
-        if self.sends_directions and self.config.direction.send == "update":
+        if self.payload_norm(up=True) is None and self.payload_norm(up=False) is not None:
             factors = {client: self.directions(update) for client, update in factors.items()}
         return {
             client: {other: factors[other] for other in factors if other != client}
             for client in factors
         }
 
-    def receive(self, client, downloads, round):
+    def receive(self, client: MethodClient, downloads: dict[str, Factors], round: int) -> None:
         """Kept for the next round: this round's weights belong to this round's directions."""
         client.pending_directions = downloads
 
@@ -145,7 +157,7 @@ class WithoutPersonalization(FeDecider):
 
     name, label, family = "fedecider-no-personalization", "– w/o personalization", "ablation"
     color, order = "#BB5566", 62
-    grid = {"uniform_weight": [0.3, 1.0, 3.0]}
+    grid = [{"lr": 2e-3, "uniform_weight": weight} for weight in (0.3, 1.0, 3.0)]
 
 
 class WithoutBoth(FeDecider):
@@ -159,4 +171,4 @@ class WithoutBoth(FeDecider):
 
     name, label, family = "fedecider-no-both", "– w/o both", "ablation"
     color, order = "#997700", 63
-    grid = {"uniform_weight": [0.3, 1.0, 3.0]}
+    grid = [{"lr": 2e-3, "uniform_weight": weight} for weight in (0.3, 1.0, 3.0)]

@@ -5,13 +5,11 @@
 Up and down: A, B. With mu = 0 it is fedavg.
 """
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from fedecider.adapter import Adapter, Factors
-from fedecider.methods.base import NoSettings
+from fedecider.methods.base import MethodClient, NoSettings
 from fedecider.methods.fedavg import FedAvg
+from fedecider.training import TrainingReport
 
 
 class FedProx(FedAvg):
@@ -24,21 +22,11 @@ class FedProx(FedAvg):
 
     name, label = "fedprox", "FedProx"
     color, order = "#56B4E9", 41
-    grid = {"mu": [0.001, 0.01, 0.1]}
+    grid = [{"lr": 2e-3, "mu": mu} for mu in (0.001, 0.01, 0.1)]
 
-    def fit(self, client, round):
+    def fit(self, client: MethodClient, round: int) -> TrainingReport:
         """Before round 1 the shared start is the global model."""
         mu, start = self.settings.mu, client.model.factors
         if mu == 0:
             return client.fit(round)
-        return client.fit(round, penalty=lambda: mu / 2 * squared_distance(client.adapter, start))
-
-
-def squared_distance(adapter: Adapter, start: Factors) -> Tensor:
-    """||theta - theta_start||^2 of the factors that the adapter holds, ()."""
-    total = torch.zeros(())
-    for name, module in adapter.modules.items():
-        for part, before in (("lora_B", start[name].B), ("lora_A", start[name].A)):
-            now = getattr(module, part)["default"].weight
-            total = total + (now - before.to(now)).square().sum()
-    return total
+        return client.fit(round, penalty=lambda: mu / 2 * client.adapter.squared_distance(start))

@@ -12,6 +12,6 @@ class FedSALoRA(FedAvg):
     name, label = "fedsa-lora", "FedSA-LoRA"
     color, order = "#F0E442", 44
 
-    def shared_factors(self, round):
+    def shared_factors(self, round: int) -> str:
         """A."""
         return "A"

@@ -22,7 +22,14 @@ import torch
 from pydantic import Field
 
 from fedecider.adapter import Factors
-from fedecider.methods.base import Downloads, NoSettings, Upload, Uploads, sent_metric
+from fedecider.methods.base import (
+    Downloads,
+    MethodClient,
+    NoSettings,
+    Upload,
+    Uploads,
+    sent_metric,
+)
 from fedecider.methods.fedavg import FedAvg, average
 from fedecider.wire import Metric
 
@@ -41,14 +48,14 @@ class FELLRec(FedAvg):
 
     name, label = "fellrec", "FELLRec"
     color, order = "#999933", 47
-    grid = {"alpha": [0.1, 0.3, 0.7]}
+    grid = [{"lr": 2e-3, "alpha": alpha} for alpha in (0.1, 0.3, 0.7)]
 
     @property
-    def metrics(self):
+    def metrics(self) -> dict[str, Metric]:
         """The training loss, nats per token."""
         return {"loss": Metric("positive", 1e6)}
 
-    def upload(self, client, round):
+    def upload(self, client: MethodClient, round: int) -> Upload:
         """The raw factors, and the mean training loss of the round, nats per token."""
         return Upload(client.model.factors, {"loss": client.report.train_loss})
 

@@ -4,7 +4,9 @@ Up and down: B. With A equal everywhere the average of B is the average of the u
 aggregation is exact.
 """
 
+from fedecider.methods.base import MethodClient
 from fedecider.methods.fedavg import FedAvg
+from fedecider.training import TrainingReport
 
 
 class FFALoRA(FedAvg):
@@ -12,12 +14,12 @@ class FFALoRA(FedAvg):
 
     name, label = "ffa-lora", "FFA-LoRA"
     color, order = "#E69F00", 42
-    grid = {"lr": [1e-3, 2e-3, 4e-3]}
+    grid = [{"lr": lr} for lr in (1e-3, 2e-3, 4e-3)]
 
-    def fit(self, client, round):
+    def fit(self, client: MethodClient, round: int) -> TrainingReport:
         """B."""
         return client.fit(round, factors="B")
 
-    def shared_factors(self, round):
+    def shared_factors(self, round: int) -> str:
         """B."""
         return "B"

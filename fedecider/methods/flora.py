@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
+from fedecider.adapter import Factors
 from fedecider.direction import canonical, stack
-from fedecider.methods.base import Downloads, Uploads
+from fedecider.methods.base import Downloads, MethodClient, Uploads
 from fedecider.methods.fedavg import FedAvg, example_shares
+from fedecider.mixture import initial_alpha
 from fedecider.training import generator_of
 
 _FOLDED = "folded"
@@ -36,7 +38,7 @@ class FLoRA(FedAvg):
         }
         return {client: scaled for client in (*uploads, *absent)}
 
-    def receive(self, client, downloads, round):
+    def receive(self, client: MethodClient, downloads: dict[str, Factors], round: int) -> None:
         """Fold the stack in, and start anew: A drawn for this client and round, B = 0."""
         model, adapter = client.model, client.adapter
         before = model.peer_directions.get(_FOLDED, {})
@@ -52,8 +54,6 @@ class FLoRA(FedAvg):
             folded[name] = pair
         model.factors = adapter.draw(generator_of(self.config, f"{client.name} fresh", round))
         model.peer_directions = {_FOLDED: folded}
-        model.alpha = self.initial_alpha(model, adapter)
-
-    def initial_alpha(self, model, adapter):
-        """1: what is folded into the base is part of it."""
-        return torch.ones_like(super().initial_alpha(model, adapter))
+        scope = self.config.direction.alpha_scope
+        # 1: what is folded into the base is part of it.
+        model.alpha = torch.ones_like(initial_alpha(adapter, [_FOLDED], scope))

@@ -14,8 +14,9 @@ import torch
 from pydantic import Field
 
 from fedecider.gram import cosines, gram
-from fedecider.methods.base import Downloads, NoSettings, Upload, Uploads
+from fedecider.methods.base import Downloads, MethodClient, NoSettings, Upload, Uploads
 from fedecider.methods.fedavg import FedAvg, average
+from fedecider.wire import Metric
 
 
 class LoRASim(FedAvg):
@@ -28,14 +29,14 @@ class LoRASim(FedAvg):
 
     name, label = "lora-sim", "LoRA-Sim"
     color, order = "#44AA99", 46
-    grid = {"temperature": [0.1, 0.3, 1.0]}
+    grid = [{"lr": 2e-3, "temperature": value} for value in (0.1, 0.3, 1.0)]
 
     @property
-    def metrics(self):
+    def metrics(self) -> dict[str, Metric]:
         """None."""
         return {}
 
-    def upload(self, client, round):
+    def upload(self, client: MethodClient, round: int) -> Upload:
         """The raw factors alone."""
         return Upload(client.model.factors)
 

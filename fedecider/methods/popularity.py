@@ -3,6 +3,10 @@
 Counted over all users of the domain, not only the sampled ones. No language model, no federation.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+from fedecider.domains import Domain
 from fedecider.methods.base import Method
 from fedecider.metrics import rank_of
 
@@ -13,9 +17,11 @@ class Popularity(Method):
     name, label, family = "popularity", "Popularity", "no language model"
     color, order = "#000000", 0
     trains = False
-    grid = {}
+    grid = []
 
-    def rank(self, domain, protocols):
+    def rank(
+        self, domain: Domain, protocols: Sequence[str]
+    ) -> tuple[dict[str, list[int]], dict[str, Any]]:
         """Ranks of the test users, over the whole catalogue or the stored 1 + 99 lists."""
         counts = domain.popularity
         ranks: dict[str, list[int]] = {protocol: [] for protocol in protocols}

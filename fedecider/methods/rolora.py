@@ -4,7 +4,9 @@ Up and down: the factor of the round. The other one is frozen and equal on all c
 average of factors is the average of the updates.
 """
 
+from fedecider.methods.base import MethodClient
 from fedecider.methods.fedavg import FedAvg
+from fedecider.training import TrainingReport
 
 
 class RoLoRA(FedAvg):
@@ -12,12 +14,12 @@ class RoLoRA(FedAvg):
 
     name, label = "rolora", "RoLoRA"
     color, order = "#882255", 45
-    grid = {"lr": [1e-3, 2e-3, 4e-3]}
+    grid = [{"lr": lr} for lr in (1e-3, 2e-3, 4e-3)]
 
-    def fit(self, client, round):
+    def fit(self, client: MethodClient, round: int) -> TrainingReport:
         """B in odd rounds (1-based), A in even ones."""
         return client.fit(round, factors=self.shared_factors(round))
 
-    def shared_factors(self, round):
+    def shared_factors(self, round: int) -> str:
         """What was trained."""
         return "B" if round % 2 else "A"

@@ -9,4 +9,4 @@ class ZeroShot(Method):
     name, label, family = "zero-shot", "Zero-shot", "reference"
     color, order = "#999999", 10
     trains = False
-    grid = {}
+    grid = []

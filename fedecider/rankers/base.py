@@ -1,15 +1,17 @@
 """What a ranker is given, and what it gives back."""
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Protocol
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from fedecider.adapter import Adapter
 from fedecider.config import RankingConfig
-from fedecider.methods.base import Method, Served
+from fedecider.methods.base import Method, UserModels
 from fedecider.mixture import ClientModel
 from fedecider.training import ClientData
 
+# "sampled": the stored 1 + 99 lists; "catalogue": all items of the domain.
+Protocol = Literal["sampled", "catalogue"]
 Ranks = tuple[list[int], dict[str, Any]]
 
 
@@ -21,16 +23,19 @@ class Ranking:
     model: ClientModel
     adapter: Adapter
     method: Method
+    _models: dict[str, UserModels] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def config(self) -> RankingConfig:
         """Settings of rankers."""
         return self.data.config.ranking
 
-    @lru_cache  # noqa: B019 (lives as long as the ranking of one client)
-    def served(self, split: str) -> Served:
-        """The model that serves each user of the split, group by group."""
-        return self.method.models_for(self.data, self.model, self.adapter, split)
+    def models_for(self, split: str) -> UserModels:
+        """The model of each user of the split, group by group; all rankers get the same."""
+        if split not in self._models:
+            models = self.method.models_for(self.data, self.model, self.adapter, split)
+            self._models[split] = models
+        return self._models[split]
 
     def prompts(self, users: list[str], split: str) -> list[list[int]]:
         """Prompts of users, for the item of this split."""
@@ -38,12 +43,11 @@ class Ranking:
         return [self.data.catalogue.prompt(user, split, history) for user in users]
 
 
-class Ranker(Protocol):
+class Ranker(typing.Protocol):
     """A way to rank items by a language model."""
 
     name: str
-    label: str
-    protocol: str  # "sampled": the stored 1 + 99 lists; "catalogue": all items of the domain
+    protocol: Protocol
 
     def rank(self, ranking: Ranking) -> Ranks:
         """Ranks of the test users in the order of `data.test_users`, and validation's choices."""

@@ -25,7 +25,7 @@ from fedecider.engine.packing import pack
 from fedecider.metrics import rank_of
 from fedecider.rankers.base import Ranking, Ranks
 
-_BUDGET = 4096  # prompt tokens a batch of users
+_BUDGET = 4096  # prompt tokens per batch of users
 _STEP = 4  # tokens of a hypothesis that a step feeds at most
 _GOING = 0.8  # share of a batch's users still searching below which the others are left out
 
@@ -33,7 +33,7 @@ _GOING = 0.8  # share of a batch's users still searching below which the others 
 class Trie:
     """Ranks the whole catalogue."""
 
-    name, label, protocol = "trie", "trie", "catalogue"
+    name, protocol = "trie", "catalogue"
 
     def rank(self, ranking: Ranking) -> Ranks:
         """Ranks of the test users; nothing is chosen on validation."""
@@ -46,9 +46,9 @@ class Trie:
             adapter.first,
             f"{data.name} prompts",
         )
-        index = {user: place for place, user in enumerate(data.test_users)}
+        index = {user: row for row, user in enumerate(data.test_users)}
         ranked: dict[str, int] = {}
-        for users, model in ranking.served("test"):
+        for users, model in ranking.models_for("test"):
             rows = [index[user] for user in users]
             with model.mixture(adapter, data.config.direction):
                 titles = search(

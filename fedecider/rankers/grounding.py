@@ -4,7 +4,7 @@ Beam-search a title, embed the best beam and every catalogue title with the untu
 token, last layer), rank all items by L2 distance. Items of the user's history are not removed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ _BUDGET = 4096  # tokens per forward
 class Grounding:
     """Ranks the whole catalogue."""
 
-    name, label, protocol = "grounding", "grounding", "catalogue"
+    name, protocol = "grounding", "catalogue"
 
     def rank(self, ranking: Ranking) -> Ranks:
         """Ranks of the test users; nothing is chosen on validation."""
@@ -31,7 +31,7 @@ class Grounding:
         items = data.domain.items.index
         titles = [data.catalogue.tokens[item] for item in items]
         ranks: dict[str, int] = {}
-        for users, model in ranking.served("test"):
+        for users, model in ranking.models_for("test"):
             with model.mixture(adapter, data.config.direction):
                 generated = generate_titles(
                     adapter,
@@ -97,7 +97,9 @@ def generate_titles(
     return titles
 
 
-def _prompt_cache(model, ids: torch.Tensor, mask: torch.Tensor, beams: int):
+def _prompt_cache(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, beams: int
+) -> DynamicCache | None:
     """Keys and values of the prompts but their last token, once per user, then repeated per beam.
 
     `generate` alone would run every prompt through the model once per beam.
@@ -128,7 +130,7 @@ def embed_titles(adapter: Adapter, titles: Sequence[list[int]], cached: bool) ->
     trees = [PromptTree([backbone.start, *title]) for title in titles]
     packs = pack([tree.size for tree in trees], _BUDGET)
 
-    def vectors():
+    def vectors() -> Iterator[torch.Tensor]:
         for indices in tqdm(packs, desc="title embeddings", leave=False, mininterval=1):
             packed = [trees[index] for index in indices]
             last = torch.tensor([tree.size for tree in packed]).cumsum(0) - 1

@@ -28,7 +28,7 @@ Scores = dict[str, np.ndarray]  # user -> one value per candidate, float64
 class Likelihood:
     """Ranks the stored lists."""
 
-    name, label, protocol = "likelihood", "likelihood", "sampled"
+    name, protocol = "likelihood", "sampled"
 
     def rank(self, ranking: Ranking) -> Ranks:
         """Ranks of the test users, and the weight of the empty-prompt correction."""
@@ -59,10 +59,10 @@ class Likelihood:
         trees = candidate_trees(data.catalogue, list(lists), split, data.config.data.history)
         label = f"{data.name} {split} list states"
         states = HiddenStateCache(adapter.backbone, trees, adapter.first, label)
-        index = {user: place for place, user in enumerate(lists)}
+        index = {user: row for row, user in enumerate(lists)}
         scores: Scores = {}
         priors: Scores = {}
-        for users, model in ranking.served(split):
+        for users, model in ranking.models_for(split):
             with model.mixture(adapter, data.config.direction):
                 prior = empty.scores(model)
                 rows, label = [index[user] for user in users], f"{data.name} {split} lists"
@@ -77,11 +77,11 @@ class Likelihood:
 
 
 class _EmptyPrompt:
-    """Scores of items behind the empty prompt, computed once per model that serves."""
+    """Scores of items behind the empty prompt, computed once per model."""
 
     def __init__(self, ranking: Ranking, items: list[str]):
         self.ranking, self.items = ranking, items
-        self._known: list[tuple[ClientModel, dict[str, float]]] = []  # most serve all users alike
+        self._known: list[tuple[ClientModel, dict[str, float]]] = []  # mostly one, of all users
 
     def scores(self, model: ClientModel) -> dict[str, float]:
         """By item, under the mixture that is entered; empty where no weight asks for them."""
@@ -118,7 +118,7 @@ def candidate_trees(
 def empty_prompt_trees(
     catalogue: Catalogue, items: Sequence[str], width: int = 128
 ) -> list[PromptTree]:
-    """The given items' titles behind the empty prompt, `width` per tree."""
+    """Titles of items behind the empty prompt, `width` per tree."""
     prompt = catalogue.template.prompt([])
     tokens = [catalogue.tokens[item] for item in items]
     return [PromptTree(prompt, tokens[at : at + width]) for at in range(0, len(tokens), width)]

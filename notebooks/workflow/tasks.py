@@ -133,10 +133,9 @@ class _Plan:
         search, seed = self.preset.search, self.preset.seeds[0]
         for dataset, method in self.pairs():
             if method in search.tries:
-                tries, grid = search.tries[method], METHODS[method].grid
+                tries = search.tries[method]
                 if tries == "grid":
-                    values = product(*grid.values())
-                    tries = [dict(zip(grid, value, strict=True)) for value in values]
+                    tries = METHODS[method].grid
                 folder = f"search/{dataset}/{method}"
                 yield self.train(folder, dataset, method, seed, search.federation, tries=tries)
 
