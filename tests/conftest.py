@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def backbone():
-    """The tiny model; one a test file."""
+    """The tiny model; one per test file."""
     from fedecider.engine.backbone import load
 
     return load("tiny", "cpu", "float32")
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unlike(tmp_path_factory):
-    """Domains with unlike numbers of users, and of training titles a user."""
+    """Domains with unlike numbers of users, and of training titles per user."""
     from toy import write_domain
 
     folder = tmp_path_factory.mktemp("unlike")

@@ -4,7 +4,10 @@ The files are written into a folder that is put on the package's path; nothing e
 """
 
 import ast
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -83,17 +86,18 @@ def add(tmp_path, monkeypatch):
 
 
 def test_a_method_is_one_file(add, data, backbone, tmp_path, monkeypatch):
-    add(methods, methods.METHODS, methods._methods, "plain_mean", MEAN)
-    for method in ("fedavg", "plain-mean"):
+    again = MEAN.replace('"plain-mean"', '"mean-again"')  # the example itself may be installed
+    add(methods, methods.METHODS, methods._methods, "mean_again", again)
+    for method in ("fedavg", "mean-again"):
         settings = config(data, tmp_path / f"runs/{method}-seed0", method)
         federation.run(settings, backbone)
     monkeypatch.undo()
-    assert "plain-mean" not in methods.METHODS
+    assert "mean-again" not in methods.METHODS
     # Read where the method is not installed: its run tells what it is called and drawn with.
     tables = {"rounds": ["round", "client"], "metrics": ["domain", "ranker", "metric"]}
     for kind, keys in tables.items():
         frame = getattr(results, kind)(tmp_path / "runs")
-        new = frame[frame["method"] == "plain-mean"]
+        new = frame[frame["method"] == "mean-again"]
         about = new[["label", "family", "color", "order"]].drop_duplicates().values.tolist()
         assert about == [["Plain mean", "federated", "#123456", 49]]
         own = ("method", "label", "color", "order", "run", "seconds", "memory", "bytes_up")
@@ -104,6 +108,35 @@ def test_a_method_is_one_file(add, data, backbone, tmp_path, monkeypatch):
         ]
         assert len(new)
         pd.testing.assert_frame_equal(*same, check_exact=True)
+
+
+def test_a_new_file_breaks_no_test_of_the_methods(tmp_path):
+    """In a copy of the tree that holds the example; what trains every method is left out."""
+    for name in ("fedecider", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "CONTRIBUTING.md", "figures", "notebooks", "data_prep"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "fedecider/methods/plain_mean.py").write_text(MEAN)
+    tests = [
+        "tests/test_methods.py::test_the_table_of_methods_is_that_of_section_5",
+        "tests/test_methods.py::test_every_method_says_what_it_is_called_and_drawn_with",
+        "tests/test_methods.py::test_searches_try_settings_that_exist",
+        "tests/test_golden.py::test_every_stored_run_is_of_a_method_or_variant_that_there_is",
+        "tests/test_results.py::test_the_published_packs_are_whole",
+        "tests/test_one_file.py::test_a_method_is_one_file",
+        "tests/test_one_file.py::test_a_method_is_named_in_its_own_file_alone",
+        "tests/test_one_file.py::test_no_file_of_figures_or_notebooks_lists_the_methods",
+    ]
+    options = ["-n", "0", "-rA", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "test_searches_try_settings_that_exist[plain-mean]" in done.stdout
 
 
 def test_a_recommender_without_a_language_model_is_one_file(add, data, tmp_path):

@@ -305,8 +305,8 @@ def test_a_task_that_writes_nothing_is_an_error(root):
     reporter.add_failure = lambda _, fail: failures.append(fail.message)
     with pipeline.open(root / "results"):
         assert not pipeline.run(reporter)
-    place = root / "results/figures/*.png"
-    assert failures == [f"demo ended without writing {place}"]
+    pattern = root / "results/figures/*.png"
+    assert failures == [f"demo ended without writing {pattern}"]
     assert reason(root, task) is not None
 
 

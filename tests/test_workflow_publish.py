@@ -1,5 +1,6 @@
 """The gallery: which pictures are drawn of a pack, what goes in, and the summary of its runs."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from fedecider.runs import COLUMNS
 from figures import summary
 from notebooks.workflow import publish
-from notebooks.workflow.pipeline import WorkflowError
+from notebooks.workflow.pipeline import Task, WorkflowError
+from notebooks.workflow.preset import load
+from notebooks.workflow.tasks import tasks
 
 SAMPLE = publish.ROOT / "figures/gallery/sample"
 METHODS = {  # label, family, color, order
@@ -88,7 +92,6 @@ def test_the_summary_stands_between_the_marks_of_a_readme(tmp_path):
     readme.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
     page = publish.summarise(tmp_path, readme)
     assert readme.read_text() == f"before\n{page}after\n" and "old" not in page
-    assert (tmp_path / "summary.md").read_text() == page
     readme.write_text("no marks")
     with pytest.raises(WorkflowError, match="needs the lines"):
         publish.summarise(tmp_path, readme)
@@ -152,7 +155,36 @@ def test_the_readme_holds_the_gallery_s_own_summary(tmp_path):
     """Numbers in the README are those of the published runs, not somebody's."""
     for path in SAMPLE.glob("*.parquet"):
         shutil.copy(path, tmp_path)
-    page = publish.summarise(tmp_path)
-    text = (publish.ROOT / "README.md").read_text()
-    start, stop = text.index(summary.BEGIN), text.index(summary.END) + len(summary.END)
-    assert text[start:stop] == page.strip()
+    readme = publish.ROOT / "README.md"
+    copy = Path(shutil.copy(readme, tmp_path))
+    publish.summarise(tmp_path, copy)
+    assert copy.read_text() == readme.read_text()
+
+
+@pytest.mark.parametrize("name", ["sample", "planted"])
+def test_the_gallery_holds_the_pack_and_what_publish_writes_beside_it(name):
+    gallery = publish.ROOT / "figures/gallery" / name
+    files = {path.relative_to(gallery) for path in gallery.rglob("*") if path.is_file()}
+    assert Path("README.md") in files
+    pack = {path for path in files if path.suffix == ".parquet"}
+    assert pack == {Path(f"{kind}.parquet") for kind in (*COLUMNS, "search", "runs")}
+    preset = load(name, publish.ROOT).model_copy(update={"model": "smollm2-135m"})
+    written: set[Path] = set()
+    for task in tasks(preset, gallery, publish.ROOT):
+        endings = publish.endings(task, name == publish.IN_README) if task.in_report else ()
+        pictures = {p for p in files if any(p.match(pattern) for pattern in task.outputs)}
+        written |= {path for path in pictures if path.suffix in endings}
+    assert files - pack - {Path("README.md")} == written
+    links = re.findall(rf"gallery/{name}/([\w./-]+)\)", (publish.ROOT / "README.md").read_text())
+    links += re.findall(r"\]\(((?:tables|figures)/[\w./-]+)\)", (gallery / "README.md").read_text())
+    assert links and all((gallery / link).exists() for link in links)
+
+
+def test_of_a_gallery_that_the_readme_does_not_show_the_pack_suffices():
+    inputs = {"runs": "runs/toy/*/*", "data": "data/toy/**/*", "saved": "runs/toy/*/adapters/*/*"}
+    task = {name: Task(name=name, entry="x.ipynb", inputs=(p,)) for name, p in inputs.items()}
+    assert publish.endings(task["runs"], True) == (".png", ".md")
+    assert publish.endings(task["runs"], False) == ()
+    for name in ("data", "saved"):
+        for in_readme in (True, False):
+            assert publish.endings(task[name], in_readme) == (".png", ".md", ".csv")

@@ -37,6 +37,11 @@ def notebook(task: Task) -> str:
             "about: x\nmethods: [a]\nseeds: [zero]\ndatasets: {amazon: {kind: plain}}",
             "seeds.0: Input should be a valid integer",
         ),
+        (
+            "about: x\nmethods: [local]\nseeds: [0]\ndatasets: {amazon: {kind: plain}}\n"
+            "sweeps: {fields: {rank: [4]}, datasets: [amazn]}",
+            "sweeps: no data set 'amazn': did you mean 'amazon'?",
+        ),
     ],
 )
 def test_a_preset_that_is_unfit_is_one_sentence(tmp_path, text, message):
@@ -66,8 +71,8 @@ def test_every_preset_makes_valid_tasks(tmp_path):
         todo = tasks(whole, ROOT / "results" / name, ROOT)
         names = [task.name for task in todo]
         assert len(set(names)) == len(names)
-        for place, task in enumerate(todo):
-            assert set(task.needs) <= set(names[:place])
+        for number, task in enumerate(todo):
+            assert set(task.needs) <= set(names[:number])
             assert task.where["results"] == f"../results/{name}"
 
 
@@ -96,19 +101,19 @@ def test_searched_settings_reach_the_runs_and_every_method_gets_as_many_tries():
 
 def test_a_sweep_changes_one_field_of_its_base():
     todo = {task.name: task for task in tasks(preset(), ROOT / "results/tiny", ROOT)}
-    sweeps = {name: one for name, one in todo.items() if "-sweeps-" in name}
+    sweeps = {name: task for name, task in todo.items() if "-sweeps-" in name}
     assert set(sweeps) == {
         "02_run-sweeps-goodreads-base-fedecider-seed0",
         "02_run-sweeps-goodreads-alpha_init-0.1-fedecider-seed0",
         "02_run-sweeps-goodreads-model-tiny@1-fedecider-seed0",
     }
     base = sweeps["02_run-sweeps-goodreads-base-fedecider-seed0"]
-    for name, one in sweeps.items():
-        assert one.parameters["settings"] == base.parameters["settings"]
-        assert one.parameters["settings"]["rankers"] == ["likelihood"]
-        assert one.parameters["run"] == f"sweeps/goodreads/{name.split('goodreads-')[1]}"
-        assert len(one.parameters["change"]) == (one is not base)
-        assert one.name in todo["table_4_ablations-goodreads"].needs
+    for name, task in sweeps.items():
+        assert task.parameters["settings"] == base.parameters["settings"]
+        assert task.parameters["settings"]["rankers"] == ["likelihood"]
+        assert task.parameters["run"] == f"sweeps/goodreads/{name.split('goodreads-')[1]}"
+        assert len(task.parameters["change"]) == (task is not base)
+        assert task.name in todo["table_4_ablations-goodreads"].needs
 
 
 def test_unfit_tries_and_sweeps_are_named_before_anything_runs(tmp_path):
@@ -215,6 +220,7 @@ def test_settings_that_the_packages_refuse_are_named_before_anything_runs(tmp_pa
 
 def test_names_that_there_are_not_come_with_the_nearest_that_there_is(tmp_path):
     sweeps = preset().sweeps.model_copy(update={"methods": {"alpha_init": ["fedecidr"]}})
+    defaults = preset().sweeps.model_copy(update={"default_methods": ["fedavgg"]})
     for changes, message in (
         (
             {"datasets": {"shops": Dataset(kind="amazn", source=str(tmp_path))}},
@@ -222,6 +228,7 @@ def test_names_that_there_are_not_come_with_the_nearest_that_there_is(tmp_path):
         ),
         ({"methods": ["fedavgg"]}, "no method 'fedavgg': did you mean 'fedavg'?"),
         ({"sweeps": sweeps}, "no method 'fedecidr': did you mean 'fedecider'?"),
+        ({"sweeps": defaults}, "no method 'fedavgg': did you mean 'fedavg'?"),
         ({"shown": ["figure_99"]}, "shown: no figure or table 'figure_99': did you mean 'figure_"),
         ({"parameters": {"table_8": {}}}, "no figure or table 'table_8': did you mean 'table_8_"),
     ):

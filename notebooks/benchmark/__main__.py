@@ -23,9 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of the notebook"
     )
-    given = parser.parse_args(arguments)
-    results = Path(given.results).absolute()
-    pairs = (entry.partition("=") for entry in given.set)
+    options = parser.parse_args(arguments)
+    results = Path(options.results).absolute()
+    pairs = (entry.partition("=") for entry in options.set)
     task = Task(
         name="benchmark",
         entry="notebooks/benchmark.ipynb",

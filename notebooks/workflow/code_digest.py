@@ -1,4 +1,4 @@
-"""Which code a notebook calls: the static closure of its imports, each file with a digest.
+"""Which code a notebook calls: the files that its imports lead to, each with a digest.
 
 Nothing is executed. Digests are of the parsed code without comments, docstrings and layout, so that
 editing a sentence sends no federation into another hour of training. The __init__ file of a package
@@ -30,7 +30,7 @@ def code_digest(
     """Path relative to ``root`` -> digest, of every file that decides what ``entry`` computes.
 
     entry: a notebook or a module. It counts, what it reaches by imports within ``packages``, and
-    requirements.lock. modules: reached too, though found by walking a folder and not by imports.
+    requirements.lock. modules: counted too, though loaded by walking a folder and not by imports.
     prose: a notebook's Markdown counts too.
     """
     digests: dict[str, str] = {}

@@ -50,7 +50,8 @@ class Sweeps(Strict):
     """Runs that differ from a base run by one setting, for sensitivity and ablations."""
 
     fields: dict[str, list] = Field(description="setting -> values")
-    methods: dict[str, list[str]] = Field({}, description="setting -> methods; default: fedecider")
+    methods: dict[str, list[str]] = Field({}, description="setting -> methods")
+    default_methods: list[str] = Field(["fedecider"], description="of settings not in `methods`")
     datasets: list[str] | None = Field(None, description="null: all")
     seeds: list[int] = Field([0], min_length=1)
     federation: dict = Field({}, description="settings over those of the runs")
@@ -85,7 +86,9 @@ def load(name: str, root: Path) -> Preset:
         raise WorkflowError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise WorkflowError(f"{path}: expected a table of {', '.join(Preset.model_fields)}")
-    return checked(str(path), Preset, content)
+    preset = checked(str(path), Preset, content)
+    refuse_unknown(preset.sweeps.datasets or (), preset.datasets, f"{path}: sweeps: no data set")
+    return preset
 
 
 def complete(
@@ -140,12 +143,12 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], complaint: str) -
             raise WorkflowError(f"{complaint} {name!r}: {hint}")
 
 
-def checked(label: str, make: Callable[..., T], given: dict, **own: object) -> T:
-    """make(**given, **own); WorkflowError, after the label, for what is refused."""
-    for name in sorted(given.keys() & own.keys()):
+def checked(label: str, make: Callable[..., T], values: dict, **own: object) -> T:
+    """make(**values, **own); WorkflowError, after the label, for what is refused."""
+    for name in sorted(values.keys() & own.keys()):
         raise WorkflowError(f"{label}: {name} is the workflow's to choose")
     try:
-        return make(**given, **own)
+        return make(**values, **own)
     except ValueError as error:
         raise WorkflowError(f"{label}: {_sentence(error)}") from error
 

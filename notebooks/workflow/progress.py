@@ -40,6 +40,7 @@ class Estimate:
         self.ends: dict[str, float] = {}  # title -> when it will be full
 
     def begin(self, name: str) -> None:
+        """The task of that name starts now; its bars are yet to come."""
         self.current, self.begun, self.bars, self.ends = name, time.monotonic(), {}, {}
 
     def see(self, text: str) -> None:
@@ -53,6 +54,7 @@ class Estimate:
                 self.ends[title] = now + (now - since) * (100 - percent) / (percent - first)
 
     def end(self) -> float:
+        """The running task is done; the seconds that it took."""
         took = time.monotonic() - self.begun
         self.took += took
         self.planned += self.expected.pop(self.current, took)
@@ -60,6 +62,7 @@ class Estimate:
         return took
 
     def left(self) -> float:
+        """Seconds until all expected tasks are done, the running one included."""
         took, planned, rest = self.took, self.planned, 0.0
         if expected := self.expected.get(self.current):
             now = time.monotonic()
@@ -81,6 +84,7 @@ class Screen:
         self.clear = "\r\x1b[K" if stream.isatty() else ""
 
     def line(self, text: str) -> None:
+        """A line that stays, in place of the status if one is shown."""
         self.estimate.see(text)  # the last state of a bar is a line
         print(f"{self.clear}{text}", file=self.stream, flush=True)
 
@@ -107,6 +111,7 @@ class Output:
         self.show, self.screen, self.rest = screen.status if passing else screen.line, screen, ""
 
     def write(self, text: str) -> int:
+        """Show the lines that are complete and the newest state of a bar; the length of text."""
         *lines, self.rest = re.split(r"\r?\n", self.rest + text)
         for line in lines:
             if last := line.rstrip("\r").rpartition("\r")[2].rstrip():
@@ -145,6 +150,7 @@ class Reporter(ZeroReporter):
             self.reasons[name] = self.pipeline.stale_reason(name)
 
     def execute_task(self, task: DoitTask) -> None:
+        """Print the task's number, name and reason, and the time left."""
         if task.name in self.heads:
             reason = f"{self.reasons[task.name]}   [{self.screen.estimate}]"
             self.screen.line(f"{self.heads[task.name]}: {reason}")
@@ -152,11 +158,13 @@ class Reporter(ZeroReporter):
             self.screen.estimate.begin(task.name)
 
     def add_success(self, task: DoitTask) -> None:
+        """Count the task and print how long it took."""
         if task.name in self.heads:
             self.screen.line(f"    done in {clock(self.screen.estimate.end())}")
             self.ran += 1
 
     def skip_uptodate(self, task: DoitTask) -> None:
+        """Print that nothing is to be done; the estimate expects the task no more."""
         if task.name in self.heads:
             self.screen.estimate.expected.pop(task.name, None)
             self.screen.line(f"{self.heads[task.name]}: up to date")

@@ -64,22 +64,22 @@ def tasks(preset: Preset, results: Path, root: Path) -> list[Task]:
     """
     inside = results.is_relative_to(root)
     folder = os.path.relpath(results, root / "notebooks") if inside else str(results)
-    plan = _Plan(preset, {"results": folder}, pictures(root))
-    plan.refuse_unknown_names()
-    prepared = [plan.prepare(dataset) for dataset in preset.datasets]
+    maker = _TaskMaker(preset, {"results": folder}, pictures(root))
+    maker.refuse_unknown_names()
+    prepared = [maker.prepare(dataset) for dataset in preset.datasets]
     # Seed by seed over all data sets: what there is after an hour is one seed of everything.
-    runs = [run for seed in preset.seeds for run in plan.runs(seed)]
-    searches, sweeps = list(plan.searches()), list(plan.sweeps())
+    runs = [run for seed in preset.seeds for run in maker.runs(seed)]
+    searches, sweeps = list(maker.searches()), list(maker.sweeps())
     main, others = [], []
-    for picture in plan.pictures:
-        (main if picture.serves else others).extend(plan.drawn(picture, [*runs, *sweeps]))
+    for picture in maker.pictures:
+        (main if picture.serves else others).extend(maker.drawn(picture, [*runs, *sweeps]))
     # The main tables before the sweeps: whoever waits sees them first.
     return [*prepared, *searches, *runs, *main, *sweeps, *others]
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Makes the tasks of one preset; `where` is the parameter that says where results lie."""
+class _TaskMaker:
+    """Makes the tasks of a preset; `where` is the parameter that says where results lie."""
 
     preset: Preset
     where: dict[str, str]
@@ -91,7 +91,8 @@ class _Plan:
         notebooks = [picture.notebook for picture in self.pictures]
         numbers = [re.sub(r"(_\d+)_.*", r"\1", notebook) for notebook in notebooks]
         methods = [entry.methods or () for entry in (preset, *entries)]
-        methods += [preset.search.tries, *preset.sweeps.methods.values()]
+        sweeps = preset.sweeps
+        methods += [preset.search.tries, sweeps.default_methods, *sweeps.methods.values()]
         shown = [entry.shown or () for entry in (preset, *entries)]
         refuse_unknown([entry.kind for entry in entries], data_prep.FORMATS, "kind: no format")
         refuse_unknown(chain(*methods), METHODS, "no method")
@@ -145,7 +146,7 @@ class _Plan:
         swept = [name for name in self.preset.datasets if name in (sweeps.datasets or [name])]
         for dataset, seed, (name, values) in product(swept, sweeps.seeds, sweeps.fields.items()):
             changes = {"base": {}} | {f"{name}-{value}": {name: value} for value in values}
-            methods = sweeps.methods.get(name, ["fedecider"])
+            methods = sweeps.methods.get(name, sweeps.default_methods)
             for method, (label, change) in product(methods, changes.items()):
                 folder = f"sweeps/{dataset}/{label.replace('/', '_')}-{method}-seed{seed}"
                 own = {"run": folder, "change": change}

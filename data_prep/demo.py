@@ -1,0 +1,25 @@
+"""Generated data for a notebook that is opened before anything was prepared."""
+
+from pathlib import Path
+
+import data_prep
+
+DEMO = Path("../results/demo")  # the notebooks' default; they run in their own folder
+
+
+def prepared_or_generated(results: str | Path, dataset: str) -> Path:
+    """The folder <results>/data/<dataset>; where the demo's is absent, planted data are made there.
+
+    Raises FileNotFoundError in any other results folder: a mistyped name must not train on
+    generated data.
+    """
+    results = Path(results)
+    prepared = results / "data" / dataset
+    if not prepared.is_dir():
+        if results != DEMO:
+            raise FileNotFoundError(
+                f"no prepared data in {prepared}: run the notebook 01_prepare for it"
+            )
+        print(f"no prepared data in {prepared}: preparing generated data there")
+        data_prep.prepare(dataset, results / "dumps", prepared, kind="planted")
+    return prepared
