@@ -27,6 +27,7 @@ from figures import aggregate, drawing, select, style, update_geometry
 _TEXT = ["panel", "method", "label", "color", "baseline", "metric", "protocol", "domain", "other"]
 _TEXT += ["layer"]
 _TIDY = [*_TEXT, "mean", "sd", "seeds", "runs"]
+_SPREADS = ("within", "between")  # pairs of clients
 _LAYER, _MEAN = "#56B4E9", "#D55E00"
 
 
@@ -45,8 +46,9 @@ def numbers(
     Columns: panel, method, label, color, baseline (label), metric, protocol, domain, other,
     layer, mean, sd, seeds, runs. ``panel`` is "change" (points of the metric less those
     of ``baseline``, :func:`figures.aggregate.changes`; a method without a run in a domain is a row
-    without a mean), "norm" or "cosine" (see :mod:`figures.update_geometry`); columns that a
-    panel does not have are empty. Raises ValueError as :func:`figures.select.scores`
+    without a mean), "norm", "cosine" or "separation" (see :mod:`figures.update_geometry`; of the
+    last, the layers are "within" and "between" pairs); columns that a panel does not have are
+    empty. Raises ValueError as :func:`figures.select.scores`
     does, and for a lacking column.
     """
     change = aggregate.changes(metrics, dataset, protocol, methods, baseline, metric)
@@ -61,6 +63,7 @@ def numbers(
     change = change.reindex(keys).reset_index().fillna({"seeds": 0})
     change = change.assign(metric=metric, protocol=protocol)
     parts = {"change": change, "norm": norm, "cosine": cosine}
+    parts["separation"] = _separation(cosine).assign(method=baseline)
     parts = [part.assign(panel=panel) for panel, part in parts.items() if len(part)]
     if not parts:
         return pd.DataFrame(columns=_TIDY)
@@ -78,34 +81,44 @@ def plot(numbers: pd.DataFrame, dataset: str) -> Figure:
     title = f"{style.dataset_label(dataset)}: what averaging loses, and the updates' geometry"
     if numbers.empty:
         return style.note("No finished runs to compare.", title=title)
-    domains = sorted(set(numbers["domain"]))
-    change, norm, cosine = (numbers[numbers["panel"] == p] for p in ("change", "norm", "cosine"))
+    domains = sorted(set(numbers["domain"]) - {""})
+    panels = ("change", "norm", "cosine", "separation")
+    change, norm, cosine, apart = (numbers[numbers["panel"] == panel] for panel in panels)
     base = numbers["baseline"].iloc[0]
     pairs = math.comb(len(domains), 2)
     with style.context():
         figure = style.canvas(max(11.0, 1.5 * len(domains) + 4), 4.6 + max(3.2, 0.34 * pairs))
         grid = figure.add_gridspec(2, 2, height_ratios=(3.6, max(3.2, 0.34 * pairs)))
-        panels = [figure.add_subplot(grid[i // 2, i % 2]) for i in range(4)]
-        _changes(panels[0], change, domains, base)
+        first, *others = (figure.add_subplot(grid[i // 2, i % 2]) for i in range(4))
+        _changes(first, change, domains, base)
         if norm.empty:
-            for axes, letter in zip(panels[1:], "bcd", strict=True):
+            for axes, letter in zip(others, "bcd", strict=True):
                 axes.set_title(f"({letter})")
                 drawing.say(axes, f"updates of {base}: {drawing.NOT_RUN}")
         else:
             seeds = int(norm["seeds"].max())
             when = "one seed" if seeds == 1 else f"mean ± sd over {seeds} seeds"
-            _norms(panels[1], norm, domains)
-            panels[1].set_title(f"(b) Norm of the update of {base}, by layer\nlast round, {when}")
-            _cosines(panels[2], cosine, domains)
-            panels[2].set_title(f"(c) Cosine between updates of {base}\nmean over layers")
-            _spread(panels[3], cosine)
-            within, between = map(_known, update_geometry.separation(cosine))
-            panels[3].set_title(
+            _norms(others[0], norm, domains)
+            others[0].set_title(f"(b) Norm of the update of {base}, by layer\nlast round, {when}")
+            _cosines(others[1], cosine, domains)
+            others[1].set_title(f"(c) Cosine between updates of {base}\nmean over layers")
+            _spread(others[2], cosine)
+            spreads = apart.set_index("layer")["mean"]
+            within, between = (_known(spreads.get(kind, math.nan)) for kind in _SPREADS)
+            others[2].set_title(
                 "(d) The same, layer by layer: sd over the layers\n"
                 f"of a pair {within}, sd between the pairs' means {between}"
             )
         figure.suptitle(title)
     return figure
+
+
+def _separation(cosines: pd.DataFrame) -> pd.DataFrame:
+    """layer ("within", "between"), mean, seeds, runs of the cosines; no row without any."""
+    if cosines.empty:
+        return cosines
+    rows = pd.DataFrame({"layer": _SPREADS, "mean": update_geometry.separation(cosines)})
+    return rows.assign(seeds=cosines["seeds"].max(), runs=select.joined(cosines["runs"]))
 
 
 def _changes(axes: Axes, part: pd.DataFrame, domains: Sequence[str], base: str) -> None:

@@ -6,10 +6,8 @@ ours. Rows are the clients that learn, columns the sources. The diagonal is hatc
 client has no weight for its own direction.
 """
 
-import json
 import math
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +18,9 @@ from figures import aggregate, drawing, select, style
 
 _SIGNED = "RdBu_r"  # the palette of alpha, whose sign is free
 _COLUMNS = ("dataset", "method", "seed", "round", "client", "source", "layer", "alpha")
+_CELLS = ["panel", "client", "source", "value", "rounds", "layers", "seeds", "runs"]
+_COUNTS = ["n", "same_order", "pairs"]
+CLOSENESS = "closeness"  # the panel of alpha's correlations
 _PANELS = {
     "item distance": ("Item distance", "Purples", "not computed"),
     "user distance": ("User distance", "Purples", "not computed"),
@@ -121,13 +122,17 @@ def numbers(
     user_distance: pd.DataFrame | None,
     affinity: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """panel, client, source, value, rounds, layers, seeds, runs: the cells, one row each.
+    """One row per cell, then one per correlation of alpha.
+
+    Columns: panel, client, source, value, rounds, layers, seeds, runs, n, same_order, pairs.
 
     ``alphas``: tidy rows of one round per seed (see :func:`last_round`), may be empty; the
     distances and the affinity are square frames over domains. ``rounds`` ("4", or "3 to 4" where
     seeds differ), ``layers``, ``seeds`` and ``runs`` tell what alpha is taken from, and nothing for
-    what is measured on data. Raises ValueError for a frame that is not square or alphas that hold
-    more than one round.
+    what is measured on data. Rows of the panel "closeness" are those of :func:`alpha_correlations`:
+    ``source`` is what alpha is held against, ``value`` Spearman's correlation; only they have the
+    last three columns, and there are none without alpha. Raises ValueError for a frame that is not
+    square or alphas that hold more than one round.
     """
     select.require(alphas, ("run",), "alphas")
     panels = {"item distance": item_distance, "user distance": user_distance}
@@ -147,8 +152,15 @@ def numbers(
         for client, source in ((c, s) for c in square.index for s in square.columns if c != s):
             of_runs = about if panel == "alpha" else ("", 0, 0, "")
             rows.append((panel, client, source, square.loc[client, source], *of_runs))
-    columns = ["panel", "client", "source", "value", "rounds", "layers", "seeds", "runs"]
-    return pd.DataFrame(rows, columns=columns)
+    cells = pd.DataFrame(rows, columns=_CELLS)
+    if alphas.empty:
+        return cells.reindex(columns=[*_CELLS, *_COUNTS])
+    correlated = alpha_correlations(panels["alpha"], item_distance, user_distance, affinity)
+    correlated = correlated.rename(columns={"against": "source", "spearman": "value"})
+    of_alpha = dict(zip(_CELLS[4:], about, strict=True))
+    correlated = correlated.assign(panel=CLOSENESS, client="", **of_alpha)
+    both = pd.concat([cells, correlated], ignore_index=True)[[*_CELLS, *_COUNTS]]
+    return both.astype(dict.fromkeys(_COUNTS, "Int64"))
 
 
 def square_of(numbers: pd.DataFrame, panel: str) -> pd.DataFrame | None:
@@ -162,33 +174,10 @@ def square_of(numbers: pd.DataFrame, panel: str) -> pd.DataFrame | None:
 
 
 def correlations(numbers: pd.DataFrame) -> pd.DataFrame:
-    """:func:`alpha_correlations` of the panels."""
-    squares = [square_of(numbers, panel) for panel in _PANELS]
-    alpha = pd.DataFrame(dtype=float) if squares[2] is None else squares[2]
-    return alpha_correlations(alpha, squares[0], squares[1], squares[3])
-
-
-def planted_affinity(file: str | Path) -> pd.DataFrame | None:
-    """The square frame in ``affinity.json`` ({"domains": [...], "affinity": [[...]]}).
-
-    None where there is no such file (real data has no known affinity); ValueError if the file is
-    not of that form.
-    """
-    file = Path(file)
-    if not file.exists():
-        return None
-    try:
-        planted = json.loads(file.read_text(encoding="utf-8"))
-        domains, values = planted["domains"], np.asarray(planted["affinity"], dtype=float)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file}: expected JSON with 'domains' and 'affinity' (rows of numbers): {error}"
-        ) from error
-    if values.shape != (len(domains), len(domains)):
-        raise ValueError(
-            f"{file}: affinity has shape {values.shape}; expected {len(domains)} x {len(domains)}"
-        )
-    return pd.DataFrame(values, index=domains, columns=domains)
+    """against, spearman, n, same_order, pairs: the rows of the panel "closeness"."""
+    rows = numbers[numbers["panel"] == CLOSENESS].reset_index(drop=True)
+    rows = rows.rename(columns={"source": "against", "value": "spearman"})
+    return rows[["against", "spearman", *_COUNTS]]
 
 
 def plot(numbers: pd.DataFrame, dataset: str) -> Figure:

@@ -69,8 +69,17 @@ def numbers(
     )
 
 
-def plot(numbers: pd.DataFrame, dataset: str, metric: str = "ndcg@10") -> Figure:
+def plot(
+    numbers: pd.DataFrame,
+    dataset: str,
+    metric: str = "ndcg@10",
+    *,
+    pooled: str = "centralized",
+) -> Figure:
     """Two panels over one axis of bytes.
+
+    The title says of the method ``pooled`` that it moves raw data: bytes of adapters are no measure
+    of that.
 
     Error bars, where there is more than one seed, are the sample deviation over seeds. A panel
     without numbers says so; without any the figure is a note.
@@ -110,7 +119,7 @@ def plot(numbers: pd.DataFrame, dataset: str, metric: str = "ndcg@10") -> Figure
                 handles.append(Line2D([], [], color=color, label=f"{label}, {text}", **look))
         if handles:
             figure.legend(handles=handles, loc="outside lower center", ncols=2, handlelength=4)
-        figure.suptitle(f"{title}\n{_about(numbers)}", fontsize=10)
+        figure.suptitle(f"{title}\n{_about(numbers, pooled)}", fontsize=10)
         drawing.settle(figure)
         for (strip, axes), part in zip(grid, parts.values(), strict=True):
             _labels(strip, part[part["bytes"] <= 0])
@@ -220,15 +229,15 @@ def _names(part: pd.DataFrame, numbers: pd.DataFrame) -> list[str]:
     """Labels of the methods, values of the curves.
 
     An ablation's label begins with a dash, as under its method in a table: here it takes the label
-    of the method whose name its own begins with.
+    of that method, the last before it in the order; families begin at multiples of ten.
     """
-    labels = dict(zip(numbers["method"], numbers["label"], strict=True))
+    others = numbers[numbers["family"] != select.ABLATION].sort_values("order")
     names = []
     for row in part.itertuples():
         if row.field == "":
-            parents = [m for m in labels if row.method.startswith(f"{m}-")]
-            parent = labels[max(parents, key=len)] if parents else ""
-            names.append(row.label.replace("– ", f"{parent} ", 1).strip())
+            before = others["order"].between(row.order // 10 * 10, row.order)
+            parent = others[before & (row.family == select.ABLATION)]["label"].tail(1)
+            names.append(row.label.replace("– ", f"{''.join(parent)} ", 1).strip())
         elif row.field == "truncate":
             names.append("all directions" if row.value == "all" else f"top {row.value}")
         else:
@@ -241,7 +250,7 @@ def marker(order: int) -> str:
     return style.MARKERS[(int(order) + 2 * (int(order) // 10)) % len(style.MARKERS)]
 
 
-def _about(numbers: pd.DataFrame) -> str:
+def _about(numbers: pd.DataFrame, pooled: str) -> str:
     main = numbers[numbers["field"] == ""]
     seeds = main["seeds"] if len(main) else numbers["seeds"]
     low, high = int(seeds.min()), int(seeds.max())
@@ -250,7 +259,6 @@ def _about(numbers: pd.DataFrame) -> str:
         text += (
             f" ({low} where no error bar is drawn)" if low == 1 else f" or fewer, at least {low}"
         )
-    if "centralized" in set(main["method"]):
-        label = select.label(main, "centralized")
-        text += f"; {label} moves no adapter, but all raw data"
+    if pooled in set(main["method"]):
+        text += f"; {select.label(main, pooled)} moves no adapter, but all raw data"
     return text

@@ -62,8 +62,8 @@ def table(numbers: pd.DataFrame, dataset: str) -> list[str]:
     return lines
 
 
-def against(compared: pd.DataFrame, numbers: pd.DataFrame) -> list[str]:
-    """The method of ``compared`` against local and the best other federated one, per ranker."""
+def against(compared: pd.DataFrame, numbers: pd.DataFrame, baseline: str = "local") -> list[str]:
+    """The method of ``compared`` against a baseline and the best federated other, per ranker."""
     label = numbers.set_index("method")["label"]
     method = compared["method"].iloc[0]
     lines = [f"| {label.get(method, method)}, NDCG@10 | against | users | difference | 95 % | p |"]
@@ -75,7 +75,7 @@ def against(compared: pd.DataFrame, numbers: pd.DataFrame) -> list[str]:
         rows = compared[(compared["protocol"] == protocol) & (compared["ranker"] == ranker)]
         others = select.federated(by_method, list(rows["against"]))
         best = select.best(by_method[name], others)
-        for other in ("local", best):
+        for other in (baseline, best):
             for row in rows[rows["against"] == other].itertuples():
                 low, high = (style.number(100 * x, 1, sign=True) for x in (row.low, row.high))
                 known = "best federated: " if other == best else ""

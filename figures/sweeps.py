@@ -32,6 +32,11 @@ KNOWN = {
 }
 
 
+def of_sweeps(runs: pd.Series) -> pd.Series:
+    """Which names of runs are those of a folder called sweeps; all others are main runs."""
+    return runs.astype(str).str.startswith("sweeps/")
+
+
 def swept(configs: pd.DataFrame, dataset: str, method: str, field: str) -> pd.DataFrame:
     """run, seed, value, base: the finished runs of one swept setting, and those of the base.
 
@@ -45,7 +50,7 @@ def swept(configs: pd.DataFrame, dataset: str, method: str, field: str) -> pd.Da
         (configs["dataset"] == dataset)
         & (configs["method"] == method)
         & configs["finished"].astype(bool)
-        & configs["run"].astype(str).str.startswith("sweeps/")
+        & of_sweeps(configs["run"])
     ]
     rows = []
     for row in kept.to_dict("records"):
@@ -91,11 +96,11 @@ def of_methods(
     """block, setting, method, base, run, seed: main runs of the methods of ``known``, in order.
 
     ``known`` is a frame of :func:`figures.select.methods`, ``frame`` any results frame with
-    dataset, method, seed and run; main runs are those whose name begins with runs/. Raises
+    dataset, method, seed and run; main runs are those that are not :func:`of_sweeps`. Raises
     ValueError if two runs hold the same method and seed.
     """
     select.require(frame, ("dataset", "method", "seed", "run"), "runs")
-    main = frame[(frame["dataset"] == dataset) & frame["run"].astype(str).str.startswith("runs/")]
+    main = frame[(frame["dataset"] == dataset) & ~of_sweeps(frame["run"])]
     main = main[["method", "seed", "run"]].drop_duplicates().sort_values(["seed", "run"])
     rows = []
     for method, label in known["label"].items():

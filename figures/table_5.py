@@ -50,14 +50,14 @@ def numbers(
     """One row per method that ran in rounds, then per value of the sweeps of ``swept``.
 
     Columns: block, setting, method, base, each column of :func:`traffic` with "_sd", seeds, runs,
-    bytes_up_ratio, bytes_down_ratio, against. The frames are those of ``fedecider.results``, of
-    runs/ and sweeps/ together. ``expected`` methods are a gap where no run is found. The ratios are
-    to ``base`` (``against`` is its label), for sweeps to its base run among them, else a gap: runs
-    of other sizes move other amounts.
+    bytes_up_ratio, bytes_down_ratio, against. The frames are those of ``fedecider.results``, of the
+    main runs and sweeps/ together. ``expected`` methods are a gap where they have no run. The
+    ratios are to ``base`` (``against`` is its label), for sweeps to its base run among them, else a
+    gap: runs of other sizes move other amounts.
     """
     values = traffic(rounds, dataset)
     ran = rounds[(rounds["dataset"] == dataset) & rounds["run"].isin(values.index)]
-    main = ran[ran["run"].astype(str).str.startswith("runs/")]
+    main = ran[~sweeps.of_sweeps(ran["run"])]
     known = select.methods(rounds, names=[*expected, *main["method"]])
     blocks = [sweeps.of_methods(main, dataset, known)]
     blocks += [sweeps.of_field(configs, dataset, swept, field) for field in fields]
@@ -65,15 +65,11 @@ def numbers(
     out = sweeps.over_seeds(rows, _VALUES)
     of_base = sweeps.swept(configs, dataset, base, fields[0])
     bases = of_base[of_base["base"].astype(bool)]["run"]
-    against = {
-        "runs": values[values.index.isin(main[main["method"] == base]["run"])].mean(),
-        "sweeps": values[values.index.isin(bases)].mean(),
-    }
+    of_main = values[values.index.isin(main[main["method"] == base]["run"])].mean()
+    of_sweeps = values[values.index.isin(bases)].mean()
     for way in ("bytes_up", "bytes_down"):
-        out[f"{way}_ratio"] = [
-            sweeps.ratio(value, against[runs.partition("/")[0]][way]) if runs else None
-            for value, runs in zip(out[way], out["runs"], strict=True)
-        ]
+        against = sweeps.of_sweeps(out["runs"]).map({True: of_sweeps[way], False: of_main[way]})
+        out[f"{way}_ratio"] = [*map(sweeps.ratio, out[way], against)]
     return out.assign(against=select.label(rounds, base))
 
 

@@ -30,7 +30,8 @@ def numbers(
     """AUC of each attack on what is sent without noise: one row per method and what is known.
 
     Columns: block (the method's label), known, method, attack, c, per client and for "mean"
-    "auc <client>" and "auc <client> sd", low, high, interval, seeds, members, nonmembers, runs.
+    "auc <client>" and "auc <client> sd", low, high, interval, seeds, members, nonmembers, runs, per
+    client "members <client>" and "nonmembers <client>" (also where they allow no AUC).
     ``attacks`` is the frame of ``fedecider.analysis.membership_inference.attacks``, ``known`` one
     of :func:`figures.select.methods`. Numbers are means over seeds, with the sample standard
     deviation; the interval is the mean over seeds of the 95 % intervals over users, which are the
@@ -52,14 +53,14 @@ def numbers(
             same_c = (of_method["c"] == c) | (pd.isna(c) & of_method["c"].isna())
             row = block | {"known": _KNOWN[attack].format(c), "method": method}
             row |= {"attack": attack, "c": c}
-            rows.append(row | _values(of_method[(of_method["attack"] == attack) & same_c], groups))
+            values = _values(of_method[(of_method["attack"] == attack) & same_c], groups)
+            users = clean[(clean["method"] == method) & (clean["attack"] == attack)]
+            rows.append(row | values | _users(users, groups[1:]))
     return pd.DataFrame(rows)
 
 
-def table(numbers: pd.DataFrame, attacks: pd.DataFrame, *, dataset: str) -> Table:
+def table(numbers: pd.DataFrame, *, dataset: str) -> Table:
     """A block per method, a row per thing known; notes tell the users that were attacked."""
-    kept = _of(attacks, dataset)
-    attacked = kept[(kept["sigma"] == 0) & kept["auc"].notna()]
     label, ends = style.domain_label, (" sd", f"auc {select.MEAN}")
     clients = [c for c in numbers.columns if c.startswith("auc ") and not c.endswith(ends)]
     clients = [client.removeprefix("auc ") for client in clients]
@@ -78,7 +79,7 @@ def table(numbers: pd.DataFrame, attacks: pd.DataFrame, *, dataset: str) -> Tabl
             *(_auc(client, label(client)) for client in clients),
         ),
         rows=numbers,
-        notes=_notes(kept, attacked, clients),
+        notes=_notes(numbers, clients),
         block="block",
         width=8,
     )
@@ -171,17 +172,28 @@ def _values(rows: pd.DataFrame, clients: Sequence[str]) -> dict:
     return out | {"runs": select.joined(rows["run"])}
 
 
-def _notes(kept: pd.DataFrame, attacked: pd.DataFrame, clients: Sequence[str]) -> tuple[str, ...]:
-    if kept.empty:
+def _users(rows: pd.DataFrame, clients: Sequence[str]) -> dict:
+    """Members and non-members of each client, the same users for every seed."""
+    largest = rows.groupby("client")[["members", "nonmembers"]].max()
+    return {
+        f"{name} {client}": largest[name].get(client, float("nan"))
+        for client in clients
+        for name in ("members", "nonmembers")
+    }
+
+
+def _notes(numbers: pd.DataFrame, clients: Sequence[str]) -> tuple[str, ...]:
+    members = numbers[[f"members {client}" for client in clients]]
+    if members.isna().all(axis=None):
         return (NO_RUN,)
     notes = []
     for client in clients:
-        rows = kept[kept["client"] == client]
-        if (rows["nonmembers"] == 0).any():
+        if (numbers[f"nonmembers {client}"] == 0).any():
             name = style.domain_label(client)
             notes.append(f"{name} trained on every user: there are no non-members to tell apart.")
-    counts = attacked[attacked["client"] != select.MEAN]["members"]
+    attacked = numbers[[f"auc {client}" for client in clients]].notna().to_numpy()
+    counts = members.to_numpy(float)[attacked].astype(int)
     if len(counts):
-        ends = sorted({int(counts.min()), int(counts.max())})
+        ends = sorted({counts.min(), counts.max()})
         notes.append(f"Members and non-members per client: {' to '.join(map(str, ends))} each.")
     return tuple(notes)

@@ -57,8 +57,11 @@ def numbers(
     return select.describe(rows, known).assign(against=select.label(rounds, base))
 
 
-def table(numbers: pd.DataFrame, *, dataset: str) -> Table:
-    """A row per method: training, peak memory, ranking."""
+def table(numbers: pd.DataFrame, *, dataset: str, pooled: str = "centralized") -> Table:
+    """A row per method: training, peak memory, ranking.
+
+    A note says of the method ``pooled`` that it trains one model for all clients.
+    """
     name = f"× {numbers['against'].iloc[0]}" if len(numbers) else "×"
     return Table(
         label=f"cost-{dataset}",
@@ -77,15 +80,15 @@ def table(numbers: pd.DataFrame, *, dataset: str) -> Table:
             Column("ranking_seconds_ratio", name, ".2f", group="Ranking"),
         ),
         rows=numbers,
-        notes=_notes(numbers),
+        notes=_notes(numbers, pooled),
     )
 
 
-def _notes(numbers: pd.DataFrame) -> tuple[str, ...]:
+def _notes(numbers: pd.DataFrame, pooled: str) -> tuple[str, ...]:
     if not numbers["runs"].any():
         return (NO_RUN,)
-    pooled = numbers[(numbers["method"] == "centralized") & (numbers["runs"] != "")]["label"]
+    labels = numbers[(numbers["method"] == pooled) & (numbers["runs"] != "")]["label"]
     return tuple(
         f"{label} trains one model on the data of all clients: its numbers are of that."
-        for label in pooled
+        for label in labels
     )

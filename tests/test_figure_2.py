@@ -120,6 +120,13 @@ def test_the_panels_of_figure_2_show_the_numbers(domains, seeds):
     assert [len(line.get_xdata()) for line in dots] == [8] * len(pairs)
     assert list(diamonds[0].get_xdata()) == pytest.approx([mean[p] for p in pairs])
     within, between = update_geometry.separation(found[found.panel == "cosine"])
+    apart = found[found.panel == "separation"].set_index("layer")
+    assert apart["mean"].to_dict() == pytest.approx({"within": within, "between": between})
+    assert set(apart["seeds"]) == {len(seeds)} and set(apart["method"]) == {"local"}
+    assert set(apart["runs"]) == {";".join(f"runs/goodreads/local-seed{s}" for s in seeds)}
+    drawn = figure_2.plot(found.assign(mean=found["mean"].mask(found.panel == "separation", 0.5)),
+                          "goodreads")  # fmt: skip
+    assert "0.500, sd between the pairs' means 0.500" in drawn.axes[3].get_title()
     assert f"{within:.3f}, sd between the pairs' means {between:.3f}" in spread.get_title()
     laid_out(figure)
 

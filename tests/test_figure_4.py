@@ -1,7 +1,5 @@
 """Figure 4 from synthetic frames: alpha matrix, correlations, heat map."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -65,7 +63,7 @@ def test_the_numbers_are_the_cells_and_name_the_runs_of_alpha():
     alphas = figure_4.last_round(synthetic_alphas(THREE), "goodreads")
     found = figure_4.numbers(alphas, square(THREE), None, square(THREE, 1.0))
     assert found.groupby("panel").size().to_dict() == {
-        "item distance": 6, "alpha": 6, "planted affinity": 6,
+        "item distance": 6, "alpha": 6, "planted affinity": 6, "closeness": 2,
     }  # fmt: skip
     cells_of = found.set_index(["panel", "client", "source"]).sort_index()
     value = figure_4.alpha_matrix(alphas).loc[THREE[0], THREE[2]]
@@ -74,8 +72,27 @@ def test_the_numbers_are_the_cells_and_name_the_runs_of_alpha():
         "runs/goodreads/fedecider-seed0;runs/goodreads/fedecider-seed1"
     }
     assert set(cells_of.loc["item distance", "runs"]) == {""}
+    assert set(cells_of.loc["closeness", "runs"]) == set(cells_of.loc["alpha", "runs"])
+    assert (
+        figure_4.square_of(found, "item distance").loc[THREE[0], THREE[2]]
+        == (square(THREE).loc[THREE[0], THREE[2]])
+    )
     none = without_rows(alphas)
     assert set(figure_4.numbers(none, square(THREE), None)["panel"]) == {"item distance"}
+    assert figure_4.correlations(figure_4.numbers(none, square(THREE), None)).empty
+
+
+def test_the_caption_shows_the_correlations_of_the_numbers():
+    """None computed anew from the cells: changed rows change the caption."""
+    alphas = figure_4.last_round(synthetic_alphas(THREE), "goodreads")
+    squares = square(THREE), None, square(THREE, 1.0)
+    found = figure_4.numbers(alphas, *squares)
+    expected = figure_4.alpha_correlations(figure_4.alpha_matrix(alphas), *squares)
+    out = figure_4.correlations(found)
+    pd.testing.assert_frame_equal(out, expected, check_dtype=False)
+    other = found.assign(value=found["value"].mask(found["panel"] == "closeness", 0.125))
+    caption = " ".join(texts(figure_4.plot(other, "goodreads")))
+    assert "item closeness +0.12 (n = 6); planted affinity +0.12 (n = 6)" in caption
 
 
 def test_correlations_need_three_distinct_pairs_and_variation():
@@ -154,16 +171,3 @@ def test_heatmap_with_parts_missing():
     assert "item closeness n/a (n = 2)" in " ".join(texts(figure))
     assert "Mystery\nthriller crime" not in texts(figure)  # took no part in the runs
     laid_out(figure)
-
-
-def test_planted_affinity_file(tmp_path):
-    file = tmp_path / "affinity.json"
-    assert figure_4.planted_affinity(file) is None
-    file.write_text(json.dumps({"domains": ["a", "b"], "affinity": [[1, 0.25], [0.5, 1]]}))
-    assert figure_4.planted_affinity(file).loc["a", "b"] == 0.25
-    file.write_text(json.dumps({"domains": ["a", "b"], "affinity": [[1, 0.25]]}))
-    with pytest.raises(ValueError, match=r"affinity.json: affinity has shape \(1, 2\)"):
-        figure_4.planted_affinity(file)
-    file.write_text("{}")
-    with pytest.raises(ValueError, match="affinity.json: expected JSON with 'domains'"):
-        figure_4.planted_affinity(file)

@@ -141,3 +141,22 @@ def test_a_method_that_nobody_listed_has_its_mark_and_label():
     figure = figure_7.plot(found, "goodreads")
     assert texts(figure).count("Fednew") == 2
     laid_out(figure)
+
+
+def test_an_ablation_has_the_label_of_the_method_before_it_in_the_order():
+    methods = ["feddpa", "fedecider", "fedecider-no-both", "local"]
+    main = [of(THREE, methods) for of in (synthetic_metrics, synthetic_rounds)]
+    none = nothing(*synthetic_sweeps())
+    found = figure_7.numbers(*main, *none, "goodreads")
+    other = found.replace({"method": {"fedecider-no-both": "plain"}})  # whatever its name
+    assert "FeDecider w/o both" in texts(figure_7.plot(other, "goodreads"))
+    alone = other[other["method"] != "fedecider"]  # FedDPA belongs to another ten
+    assert "w/o both" in texts(figure_7.plot(alone, "goodreads"))
+
+
+def test_the_method_on_pooled_data_is_a_parameter():
+    methods = ["local", "fedavg", "fedecider"]
+    main = [of(THREE, methods) for of in (synthetic_metrics, synthetic_rounds)]
+    found = figure_7.numbers(*main, *nothing(*synthetic_sweeps()), "goodreads")
+    figure = figure_7.plot(found, "goodreads", pooled="local")
+    assert any("Local moves no adapter, but all raw data" in text for text in texts(figure))

@@ -18,7 +18,7 @@ KNOWN = described(pd.DataFrame({"method": ["local", "fedecider"]}))
 
 def attacks_table(found, dataset):
     numbers = table_6.numbers(found, select.methods(KNOWN), dataset=dataset)
-    return table_6.table(numbers, found, dataset=dataset)
+    return table_6.table(numbers, dataset=dataset)
 
 
 def noise_table(found, *sweeps, dataset):
@@ -103,7 +103,17 @@ def test_a_client_without_non_members_is_a_gap_and_a_note():
     found = found[~everyone | ((found["attack"] == "update") & (found["sigma"] == 0))]
     table = attacks_table(found, dataset="goodreads")
     assert lines(table)[1] == ["Local", "Raw update", "–", "–", "–", "0.800"]
-    assert "Children trained on every user" in table.notes[0]
+    assert table.notes == (
+        "Children trained on every user: there are no non-members to tell apart.",
+        "Members and non-members per client: 30 each.",
+    )
+    numbers = table.rows.set_index(["method", "attack"])
+    assert numbers.loc[("local", "update"), "nonmembers children"].item() == 0
+    assert numbers.loc[("local", "update"), "nonmembers mystery_thriller_crime"].item() == 30
+    found.loc[~everyone & (found["method"] == "local"), "members"] = 20
+    assert attacks_table(found, dataset="goodreads").notes[1:] == (
+        "Members and non-members per client: 20 to 30 each.",
+    )
 
 
 def test_what_is_no_auc_is_refused():

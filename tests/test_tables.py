@@ -1,6 +1,7 @@
 """Tables 4, 5, 7 and 9, from made-up run folders: numbers, gaps, files."""
 
 import math
+import shutil
 
 import pandas as pd
 import pytest
@@ -364,6 +365,26 @@ def test_table_5_without_the_base_has_no_ratio(tmp_path):
     assert line(table, "", "int8") == ["1", "2.0", "–", "2.0", "–", "1.0", "4.0"]
     # a base that moves nothing is none either
     assert math.isnan(sweeps.ratio(3, 0)) and sweeps.ratio(3, 2) == 1.5
+
+
+@pytest.mark.parametrize("folder", ["main", "results/2026"])
+def test_main_runs_may_lie_in_a_folder_of_any_name(results, tmp_path, folder):
+    shutil.copytree(results / "runs", tmp_path / folder)
+    shutil.copytree(results / "sweeps", tmp_path / "sweeps")
+    folders = tmp_path / folder, tmp_path / "sweeps"
+    metrics, rounds, configs = (of(*folders) for of in (read.metrics, read.rounds, read.configs))
+    table = table_4.table(
+        table_4.numbers(metrics, rounds, configs, dataset="goodreads", protocol="sampled"),
+        dataset="goodreads",
+        protocol="sampled",
+    )
+    assert lines(table) == lines(ablations(results))
+    table = table_5.table(
+        table_5.numbers(rounds, configs, dataset="goodreads"), dataset="goodreads"
+    )
+    assert lines(table) == lines(communication(results))
+    name = folder.rpartition("/")[2]
+    assert csv(table)["runs"].str.startswith(f"{name}/goodreads/").any()
 
 
 # Table 7
