@@ -75,8 +75,8 @@ def read_domain(folder: Path | str, **limits: int | None) -> Domain:
             raise ValueError(f"{folder / 'splits.parquet'} has no {split} rows")
         users[split] = some_users(rows["user_id"].unique().to_pylist(), limits.get(split))
     everyone = pa.array(sorted(set().union(*users.values())))
-    mine = ds.field("user_id").isin(everyone)
-    splits = tables["splits"].to_table(filter=mine).to_pandas()
+    sampled = ds.field("user_id").isin(everyone)
+    splits = tables["splits"].to_table(filter=sampled).to_pandas()
     splits = splits.sort_values(["user_id", "position"])
     counted = tables["splits"].to_table(["item_id"], filter=ds.field("split") == "train")
     counted = counted.group_by("item_id").aggregate([("item_id", "count")]).to_pandas()
@@ -125,29 +125,31 @@ def _table(path: Path, columns: list[str]) -> ds.Dataset:
 def read_domains(
     folder: Path | str, names: list[str] | None = None, **limits: int | None
 ) -> list[Domain]:
-    """All prepared domains below a folder, in sorted order, or the named ones; limits as above.
+    """All prepared domains below a folder, in sorted order, or those of `names`; limits as above.
 
-    Raises FileNotFoundError if there is none, or a named one is missing.
+    Raises FileNotFoundError if there is none, or one of `names` is missing.
     """
     folder = Path(folder)
-    found = sorted(path.parent.name for path in folder.glob("[!.]*/splits.parquet"))
-    if not found:
+    prepared = sorted(path.parent.name for path in folder.glob("[!.]*/splits.parquet"))
+    if not prepared:
         raise FileNotFoundError(
             f"no prepared domains in {folder}: run the notebook 01_prepare first"
         )
-    missing = sorted(set(names or []) - set(found))
+    missing = sorted(set(names or []) - set(prepared))
     if missing:
-        raise FileNotFoundError(f"{folder} has no domain {missing[0]!r}, only {', '.join(found)}")
-    return [read_domain(folder / name, **limits) for name in sorted(names or found)]
+        raise FileNotFoundError(
+            f"{folder} has no domain {missing[0]!r}, only {', '.join(prepared)}"
+        )
+    return [read_domain(folder / name, **limits) for name in sorted(names or prepared)]
 
 
 def data_digest(domains: Iterable[Domain]) -> str:
     """Digest of all that was read: equal content gives equal digests, wherever it lies on disk."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for domain in domains:
         for piece in _content(domain):
-            found.update(json.dumps(piece, default=str).encode() + b"\n")
-    return found.hexdigest()[:24]
+            digest.update(json.dumps(piece, default=str).encode() + b"\n")
+    return digest.hexdigest()[:24]
 
 
 def interactions_digest(domains: Iterable[Domain]) -> str:
@@ -155,12 +157,12 @@ def interactions_digest(domains: Iterable[Domain]) -> str:
 
     Beside the digest of the sample, which every method on the data has in common.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for domain in domains:
-        found.update(
+        digest.update(
             json.dumps([domain.name, interactions(domain.folder).values.tolist()]).encode()
         )
-    return found.hexdigest()[:24]
+    return digest.hexdigest()[:24]
 
 
 def _content(domain: Domain) -> Iterator:
