@@ -1,6 +1,6 @@
 """The own LoRA of a client: at all times a plain PEFT adapter.
 
-One frozen backbone serves every client: their factors are swapped in and out of one PEFT adapter.
+All clients have one frozen backbone: their factors are swapped in and out of one PEFT adapter.
 `save` writes what `PeftModel.from_pretrained` reads, without this package.
 """
 

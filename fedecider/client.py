@@ -101,7 +101,7 @@ class Client:
             self.method.receive(self, downloads, round)
 
     def validate(self, round: int) -> float:
-        """Validation loss, nats per token, of the model as it would serve now; the best is kept.
+        """Validation loss, nats per token, of the model that users would get now; the best is kept.
 
         Raises FloatingPointError if it is not finite.
         """

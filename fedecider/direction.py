@@ -114,12 +114,12 @@ def _balanced(update: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     B, A = (factor.detach().to(torch.float64) for factor in update)
     of_b, of_a = _exponent(B.T), _exponent(A)
     both = of_b + of_a
-    top = both.amax() if both.numel() else both.sum()
-    top = torch.where(top > _ZERO / 2, top, 0)
+    longest = both.amax() if both.numel() else both.sum()
+    longest = torch.where(longest > _ZERO / 2, longest, 0)
     # A pair 1e-300 times as long as the longest is lost in the sum whatever its scale.
-    both = (both - top).clamp(min=-1000)
+    both = (both - longest).clamp(min=-1000)
     half = both // 2
-    return B * _power(half - of_b), A * _power(both - half - of_a)[:, None], _power(top)
+    return B * _power(half - of_b), A * _power(both - half - of_a)[:, None], _power(longest)
 
 
 def _triangular(factor: Tensor) -> Tensor:

@@ -77,8 +77,8 @@ def read_domain(folder: Path | str, **limits: int | None) -> Domain:
             raise ValueError(f"{folder / 'splits.parquet'} has no {split} rows")
         users[split] = some_users(rows["user_id"].unique().to_pylist(), limits.get(split))
     everyone = pa.array(sorted(set().union(*users.values())))
-    mine = ds.field("user_id").isin(everyone)
-    splits = tables["splits"].to_table(filter=mine).to_pandas()
+    sampled = ds.field("user_id").isin(everyone)
+    splits = tables["splits"].to_table(filter=sampled).to_pandas()
     splits = splits.sort_values(["user_id", "position"])
     counted = tables["splits"].to_table(["item_id"], filter=ds.field("split") == "train")
     counted = counted.group_by("item_id").aggregate([("item_id", "count")]).to_pandas()
@@ -194,8 +194,8 @@ def data_digest(domains: Iterable[Domain]) -> str:
     found = hashlib.sha256()
     for domain in domains:
         for piece in _content(domain):
-            found.update(json.dumps(piece, default=str).encode() + b"\n")
-    return found.hexdigest()[:24]
+            digest.update(json.dumps(piece, default=str).encode() + b"\n")
+    return digest.hexdigest()[:24]
 
 
 def interactions_digest(domains: Iterable[Domain]) -> str:
@@ -203,12 +203,12 @@ def interactions_digest(domains: Iterable[Domain]) -> str:
 
     Beside the digest of the sample, which every method on the data has in common.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for domain in domains:
-        found.update(
+        digest.update(
             json.dumps([domain.name, interactions(domain.folder).values.tolist()]).encode()
         )
-    return found.hexdigest()[:24]
+    return digest.hexdigest()[:24]
 
 
 def _content(domain: Domain) -> Iterator:

@@ -30,18 +30,18 @@ def gram(updates: Sequence[Mapping[str, LowRank]]) -> dict[str, Tensor]:
     layers: dict[tuple, list[str]] = {}
     for name in sorted(set().union(*updates)):
         layers.setdefault(_signature(name, updates), []).append(name)
-    found = {}
+    products = {}
     for (*_, ranks), names in layers.items():
         owner = torch.tensor([i for i, rank in enumerate(ranks) for _ in range(rank)])
-        # One matrix of each kind a layer: the payload is copied once, shape by shape.
+        # One matrix of each kind per layer: the payload is copied once, shape by shape.
         B = _products([[u[name].B.T for u in updates if name in u] for name in names])
         A = _products([[u[name].A for u in updates if name in u] for name in names])
         owner = owner.to(B.device)
         for name, entries in zip(names, B.mul_(A), strict=True):
             rows = entries.new_zeros(len(updates), len(owner)).index_add_(0, owner, entries)
             whole = entries.new_zeros(len(updates), len(updates)).index_add_(1, owner, rows)
-            found[name] = whole
-    return {name: found[name] for name in sorted(found)}
+            products[name] = whole
+    return {name: products[name] for name in sorted(products)}
 
 
 def norms(products: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,11 +51,11 @@ def norms(products: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def cosines(products: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Cosine (n, n) between the clients' updates of every module; nan where one is zero."""
-    found = {}
+    angles = {}
     for name, entry in products.items():
         size = entry.diagonal().clamp(min=0).sqrt()
-        found[name] = entry / (size[:, None] * size)
-    return found
+        angles[name] = entry / (size[:, None] * size)
+    return angles
 
 
 def _signature(name: str, updates: Sequence[Mapping[str, LowRank]]) -> tuple:
@@ -65,13 +65,13 @@ def _signature(name: str, updates: Sequence[Mapping[str, LowRank]]) -> tuple:
     present = [pair for pair in pairs if pair is not None]
     shapes = {(pair.B.shape[0], pair.A.shape[1]) for pair in present}
     if len(shapes) > 1 or any(pair.B.shape[1] != pair.A.shape[0] for pair in present):
-        given = ", ".join(f"{tuple(p.B.shape)} {tuple(p.A.shape)}" for p in present)
-        raise ValueError(f"the clients' factors of {name} do not fit each other: {given}")
+        shapes_told = ", ".join(f"{tuple(p.B.shape)} {tuple(p.A.shape)}" for p in present)
+        raise ValueError(f"the clients' factors of {name} do not fit each other: {shapes_told}")
     return (*shapes.pop(), ranks)
 
 
 def _products(rows: list[list[Tensor]]) -> Tensor:
     """Products (L, R, R) of all rows of each layer with each other, R = sum of ranks."""
-    side = torch.stack([torch.cat(some) for some in rows])
+    side = torch.stack([torch.cat(factors) for factors in rows])
     side = side.to(torch.promote_types(side.dtype, torch.float32))
     return torch.bmm(side, side.transpose(1, 2))

@@ -43,9 +43,9 @@ def read_sealed(path: Path, advice: str) -> dict[str, Any]:
 
 
 def _seal(content: dict[str, Any]) -> str:
-    found = files.hasher()
-    found.update(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())
-    return found.hexdigest()
+    content_hash = files.hasher()
+    content_hash.update(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())
+    return content_hash.hexdigest()
 
 
 # A finished run
@@ -195,9 +195,9 @@ def table_start(folder: Path, state: State, name: str) -> str:
         return frame[frame["round"] <= state.round].to_csv(index=False)
     size, digest = state.files[path.name]
     content = path.read_bytes()[:size] if path.exists() else b""
-    found = files.hasher()
-    found.update(content)
-    if found.hexdigest() != digest:
+    content_hash = files.hasher()
+    content_hash.update(content)
+    if content_hash.hexdigest() != digest:
         kind = "damaged (its digest is not that in state.json)" if path.exists() else "missing"
         raise DamagedError(f"{path} is {kind}: {_start_over(folder)}")
     return content.decode()

@@ -16,7 +16,7 @@ def rank_of(scores: np.ndarray, target: int) -> int:
 
 
 def per_user(ranks: np.ndarray, metric: str) -> np.ndarray:
-    """The metric of each user, in [0, 1]; one relevant item a user.
+    """The metric of each user, in [0, 1]; one relevant item per user.
 
     hit@k = [rank <= k], ndcg@k = [rank <= k] / log2(1 + rank), mrr@k = [rank <= k] / rank.
     """
@@ -38,7 +38,7 @@ def summarise(ranks: np.ndarray) -> dict[str, float]:
 def paired_bootstrap(
     first: np.ndarray, second: np.ndarray, samples: int = 10_000, seed: int = 0
 ) -> dict[str, float]:
-    """Mean difference first - second of two values a user, with a 95 % interval and p.
+    """Mean difference first - second of two values per user, with a 95 % interval and p.
 
     Aligned by user, one entry each: several seeds of a user are averaged before, since they are no
     independent observations. Users are drawn with replacement; p is two-sided, twice the smaller

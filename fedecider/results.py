@@ -4,7 +4,7 @@ A folder is what runs write: results/demo/runs, results/demo/sweeps, or one run.
 holds the same in one Parquet table per kind, with users numbered; <pack>/runs and <pack>/sweeps
 are its runs whose names begin so, and no folders on disk.
 
-Frames name a run by its place below the folder that they were read from, that folder's own name
+Frames name a run by its folder below the folder that they were read from, that folder's own name
 first (runs/goodreads/fedecider-seed0, sweeps/...), so frames of several folders can be joined.
 What a method is called and drawn with comes from the run, not from the installed code.
 """
@@ -66,7 +66,7 @@ def geometry(path: Path | str, *more: Path | str) -> pd.DataFrame:
 
 def ranking(path: Path | str, *more: Path | str) -> pd.DataFrame:
     """Seconds of ranking, all clients and rankers of a finished run."""
-    frame = pd.concat([_records(one) for one in (path, *more)], ignore_index=True)
+    frame = pd.concat([_records(folder) for folder in (path, *more)], ignore_index=True)
     return frame.dropna(subset="ranking_seconds")[COLUMNS["ranking"]].reset_index(drop=True)
 
 
@@ -76,7 +76,7 @@ def configs(path: Path | str, *more: Path | str) -> pd.DataFrame:
     A setting that only other methods have is missing. Raises ValueError for a stored configuration
     with an unknown entry.
     """
-    records = pd.concat([_records(one, unfinished=True) for one in (path, *more)])
+    records = pd.concat([_records(folder, unfinished=True) for folder in (path, *more)])
     first = [*RUN, "run", "finished"]
     rows = []
     for record in records.to_dict("records"):
@@ -94,7 +94,7 @@ def search(path: Path | str, *more: Path | str) -> pd.DataFrame:
     `settings` is JSON, `loss` the mean over clients of the best validation loss (infinite where the
     try diverged), `chosen` marks the try whose settings the runs have.
     """
-    return pd.concat([_tries(one) for one in (path, *more)], ignore_index=True)
+    return pd.concat([_tries(folder) for folder in (path, *more)], ignore_index=True)
 
 
 def compare(
@@ -181,18 +181,18 @@ def _missing(path: Path, known: list[Path]) -> FileNotFoundError:
 
 def _records(path: Path | str, unfinished: bool = False) -> pd.DataFrame:
     """The runs at a path, one row each: run_folders.RUNS."""
-    place, start = _located(path)
+    folder, start = _located(path)
     if start is None:
-        return run_folders.records(place, unfinished)
-    return _part(packs.read(place, "runs"), start)
+        return run_folders.records(folder, unfinished)
+    return _part(packs.read(folder, "runs"), start)
 
 
 def _rows(path: Path | str, records: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Rows of one kind of these runs: run and WRITTEN[kind], in the order of the runs."""
-    place, start = _located(path)
+    folder, start = _located(path)
     if start is None:
-        return run_folders.rows(place, records, kind)
-    return _part(packs.read(place, kind), start)
+        return run_folders.rows(folder, records, kind)
+    return _part(packs.read(folder, kind), start)
 
 
 def _part(table: pd.DataFrame, start: str) -> pd.DataFrame:
@@ -206,7 +206,7 @@ def _part(table: pd.DataFrame, start: str) -> pd.DataFrame:
 
 def _tries(path: Path | str) -> pd.DataFrame:
     """The tries at a path: SEARCH."""
-    place, start = _located(path)
+    folder, start = _located(path)
     if start is None:
-        return run_folders.tries(place)
-    return packs.read(place, "search") if start in ("", "search") else pd.DataFrame(columns=SEARCH)
+        return run_folders.tries(folder)
+    return packs.read(folder, "search") if start in ("", "search") else pd.DataFrame(columns=SEARCH)

@@ -69,8 +69,8 @@ def records(folder: Path, unfinished: bool = False) -> pd.DataFrame:
     rows: dict[str, dict[str, Any]] = {}
     old = []
     files = ("config.json", "result.json") if unfinished else ("result.json",)
-    found = {path.parent for file in files for path in folder.glob(f"**/{file}")}
-    for run in sorted(found):
+    folders = {path.parent for file in files for path in folder.glob(f"**/{file}")}
+    for run in sorted(folders):
         if run.parent.name != "adapters":
             record, is_old = _record(run, name_of(run, folder))
             rows[record["run"]] = record

@@ -84,9 +84,9 @@ def test_the_grids_are_the_tries_of_the_published_runs():
 class Module(ModuleType):
     """A module that holds one class, as a file in the folder of methods would."""
 
-    def __init__(self, name, bases, **attributes):
-        super().__init__(name)
-        self.Class = type("Class", bases, {"__module__": name, **attributes})
+    def __init__(self, module, bases, /, **attributes):
+        super().__init__(module)
+        self.Class = type("Class", bases, {"__module__": module, **attributes})
 
 
 GOOD = {"name": "new", "label": "New", "color": "#123456", "order": 99, "family": "federated"}
@@ -282,7 +282,7 @@ def test_with_one_client_it_is_local(method, alone, backbone, tmp_path):
 
 def test_a_methods_own_settings_are_checked_in_one_sentence(data, tmp_path):
     for method, own, said in (
-        ("fedprox", {"nu": 1}, "fedprox has no setting 'nu'; its own are: mu; did you mean mu"),
+        ("fedprox", {"nu": 1}, "fedprox has no setting 'nu'; its own are: mu"),
         ("fedprox", {"rnak": 4}, "no setting 'rnak'; its own are: mu; did you mean rank?"),
         ("local", {"alpha_int": 0.1}, "'alpha_int'; its own are: none; did you mean alpha_init?"),
         ("local", {"momentum": 0.9}, "local has no setting 'momentum'; its own are: none$"),

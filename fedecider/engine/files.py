@@ -142,8 +142,8 @@ def digest(path: Path) -> str:
     before = _digests.get(path)
     if before is None or before[0] != current:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, hasher)
-        before = _digests[path] = (current, found.hexdigest())
+            content_hash = hashlib.file_digest(file, hasher)
+        before = _digests[path] = (current, content_hash.hexdigest())
     return before[1]
 
 

@@ -142,12 +142,12 @@ def stored_rows(
     try:
         if not _is_whole(path, values * dtype.itemsize):
             with files.atomic(path) as beside, beside.open("wb") as file:
-                found = files.hasher()
+                content_hash = files.hasher()
                 for rows in compute():
                     content = rows.cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                    found.update(content)
+                    content_hash.update(content)
                     file.write(content)
-                file.write(found.digest())
+                file.write(content_hash.digest())
             _checked[path] = files.mark(path)
         _touch(path)
         return torch.from_file(str(path), size=values, dtype=dtype).view(shape)
@@ -171,14 +171,14 @@ def _is_whole(path: Path, size: int) -> bool:
     current = files.mark(path)
     if _checked.get(path) == current:
         return True
-    found = files.hasher()
+    content_hash = files.hasher()
     with path.open("rb") as file:
         left = size
         while block := file.read(min(left, 2**20)):
-            found.update(block)
+            content_hash.update(block)
             left -= len(block)
         stored = file.read()
-    if left or stored not in (b"", found.digest()):
+    if left or stored not in (b"", content_hash.digest()):
         warnings.warn(f"{path} is damaged and computed anew", stacklevel=2)
         return False
     _checked[path] = current

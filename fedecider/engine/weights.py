@@ -147,18 +147,18 @@ def folder_digest(folder: Path, pattern: str = "*") -> str:
     Notes for readers (.md) and hidden files do not count.
     """
     parts = [f for f in folder.glob(pattern) if f.is_file() and f.suffix != ".md"]
-    found = files.hasher()
+    content_hash = files.hasher()
     for file in sorted(part for part in parts if not part.name.startswith(".")):
-        found.update(f"{file.name} {files.digest(file)}\n".encode())
-    return found.hexdigest()
+        content_hash.update(f"{file.name} {files.digest(file)}\n".encode())
+    return content_hash.hexdigest()
 
 
 def parameter_digest(model: torch.nn.Module) -> str:
     """Digest of a model's parameters, by name and value; for a model without files."""
-    found = files.hasher()
+    content_hash = files.hasher()
     for name, value in sorted(model.state_dict().items()):
-        found.update(name.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        content_hash.update(name.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+    return content_hash.hexdigest()
 
 
 def split_depth(name: str) -> tuple[str, int | None]:
