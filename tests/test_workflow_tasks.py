@@ -128,8 +128,8 @@ def test_unfit_tries_and_sweeps_are_named_before_anything_runs(tmp_path):
 def test_only_the_pictures_that_a_preset_names_are_drawn():
     few = preset(shown=["figure_4", "table_1"])
     shown = [task for task in tasks(few, ROOT / "r", ROOT) if task.in_report]
-    mine = {notebook(task) for task in shown if task.parameters.get("dataset") == "goodreads"}
-    assert mine == {"table_2_goodreads", "figure_4_alpha_heatmap"}
+    named = {notebook(task) for task in shown if task.parameters.get("dataset") == "goodreads"}
+    assert named == {"table_2_goodreads", "figure_4_alpha_heatmap"}
     # a data set's own list comes before the preset's
     theirs = {notebook(task) for task in shown if task.parameters.get("dataset") == "amazon"}
     own = {"figure_1_local_vs_fedavg", "figure_5_alpha_convergence"}

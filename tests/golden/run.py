@@ -98,19 +98,19 @@ def numbers(run: Path, payloads: set[str]) -> tuple[dict, dict]:
     frames["rounds"] = frames["rounds"].drop(columns=["seconds", "memory"])
     frames["metrics"] = pd.read_csv(run / "metrics.csv")
     frames["ranks"] = pd.read_parquet(run / "ranks.parquet")
-    found, plain = {}, {}
+    digests, plain = {}, {}
     for name, frame in frames.items():
-        found[name] = table(frame)
-    found["payloads"] = digest(" ".join(sorted(payloads)))
+        digests[name] = table(frame)
+    digests["payloads"] = digest(" ".join(sorted(payloads)))
     adapters = []
     for path in sorted(run.glob("adapters/*/adapter_model.safetensors")):
         for name, tensor in sorted(load_file(path).items()):
             adapters.append(path.parent.name.encode() + name.encode() + tensor.numpy().tobytes())
-    found["adapters"] = digest(b"".join(adapters))
+    digests["adapters"] = digest(b"".join(adapters))
     ranks = frames["ranks"]
     plain["ranks"] = ranks.sort_values(["domain", "protocol", "ranker", "user_id"])["rank"].tolist()
     plain["losses"] = frames["rounds"][["train_loss", "valid_loss", "update_norm"]].values.tolist()
-    return found, plain
+    return digests, plain
 
 
 def main(dataset: str, out: str) -> None:
