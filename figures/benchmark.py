@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from figures import style
+from figures.table import GAP, markdown_lines
 
 _OURS, _MISSED = "#0072B2", "#D55E00"
 _LEAST = {"seconds": 1e-4, "mib": 1.0}  # what is less counts as that on a logarithmic axis
@@ -35,7 +36,7 @@ def summary(rows: list[Mapping]) -> pd.DataFrame:
 
 
 def bars(table: pd.DataFrame, title: str) -> Figure:
-    """A bar per comparison, log axis: median ratio, range over runs, and what is asked."""
+    """One bar per comparison, log axis: median ratio, range over runs, and what is asked."""
     with style.context():
         figure = style.canvas(7.6, 1.3 + 0.52 * len(table))
         axes = figure.add_subplot()
@@ -78,7 +79,7 @@ def bars(table: pd.DataFrame, title: str) -> Figure:
 
 
 def slopes(grown: pd.DataFrame) -> pd.DataFrame:
-    """Least-squares slopes of log seconds and of log memory against log value, a row per line.
+    """Least-squares slopes of log seconds and of log memory against log value, one row per line.
 
     ``grown`` has axis, value, what, seconds, mib; the result axis, what, slope_seconds, slope_mib.
     """
@@ -146,9 +147,8 @@ def to_markdown(table: pd.DataFrame, digits: int = 2) -> str:
 
     def cell(value) -> str:
         if isinstance(value, float):
-            return "–" if value != value else f"{value:.{digits}f}"
+            return GAP if value != value else f"{value:.{digits}f}"
         return str(value)
 
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in table.itertuples(index=False)]
-    return "\n".join(lines) + "\n"
+    rows = [[*map(cell, row)] for row in table.itertuples(index=False)]
+    return "\n".join(markdown_lines(list(table.columns), rows, "l" * table.shape[1])) + "\n"

@@ -83,12 +83,12 @@ def plot(numbers: pd.DataFrame, dataset: str) -> Figure:
         left, right = figure.subfigures(1, 2, width_ratios=(_SETTING[0], inches + 0.8))
         axes = right.add_subplot()
         narrow = inches * _GROUP / len(shown) < 0.42  # too narrow for a number lying flat
-        top = (rows["mean"] + rows["sd"].fillna(0)).max() or 1.0
-        axes.set_ylim(0, top * (1.24 if narrow else 1.11))
+        largest = (rows["mean"] + rows["sd"].fillna(0)).max() or 1.0
+        axes.set_ylim(0, largest * (1.24 if narrow else 1.11))
         texts = [f"{mean:.1f}" for mean in shown["mean"]]
         turn = 90 if narrow else 0
         drawing.bars(axes, shown, domains, texts, share=_GROUP, turn=turn, lines=lines)
-        axes.set_ylim(0, top * (1.24 if narrow else 1.11))
+        axes.set_ylim(0, largest * (1.24 if narrow else 1.11))
         for x, domain in enumerate(domains):
             if domain in lines:
                 ends = (x - _GROUP / 2 - 0.04, x + _GROUP / 2 + 0.04)
@@ -148,11 +148,13 @@ def _client(axes: Axes, x: float, side: float, domain: str, color: str) -> None:
     name = style.wrapped(style.domain_label(domain), 16)
     axes.text(x + side / 2, 2.03, name, ha="center", va="center", weight="bold", fontsize=8)
     high, low = 1.62, 1.2  # users above, items below
-    places = [x + side / 2 + 0.36 * (k - 1) for k in range(3)]
+    columns = [x + side / 2 + 0.36 * (k - 1) for k in range(3)]
     for user, item in _PAIRS:
-        axes.plot([places[user], places[item]], [high, low], color=style.FAINT, lw=0.7, zorder=2.5)
-    axes.plot(places, [high] * 3, "o", color=color, ms=6, mec=style.INK, mew=0.5, zorder=3)
-    axes.plot(places, [low] * 3, "s", color=color, ms=6, mec=style.INK, mew=0.5, zorder=3)
+        axes.plot(
+            [columns[user], columns[item]], [high, low], color=style.FAINT, lw=0.7, zorder=2.5
+        )
+    axes.plot(columns, [high] * 3, "o", color=color, ms=6, mec=style.INK, mew=0.5, zorder=3)
+    axes.plot(columns, [low] * 3, "s", color=color, ms=6, mec=style.INK, mew=0.5, zorder=3)
     axes.text(x + side / 2, 1.0, "its own users, items", ha="center", va="center", fontsize=7.5)
     frozen = 0.95
     drawing.box(

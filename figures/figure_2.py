@@ -146,8 +146,8 @@ def _norms(axes: Axes, part: pd.DataFrame, domains: Sequence[str]) -> None:
     """One colour and marker per domain, one line style per kind of layer, blocks along x."""
     whole = part[part["layer"] == "all"].set_index("domain")["mean"]
     rows = part[part["layer"] != "all"]
-    places = [_place(layer) for layer in rows["layer"]]
-    rows = rows.assign(block=[p[0] for p in places], kind=[p[1] for p in places])
+    blocks, kinds_of = zip(*map(_block_and_kind, rows["layer"]), strict=True)
+    rows = rows.assign(block=blocks, kind=kinds_of)
     domains, kinds = [d for d in domains if d in whole], sorted(set(rows["kind"]))
     colors = style.domain_colors(domains)
     dashes = dict(zip(kinds, ["", (4, 2), (1, 1.5), (4, 2, 1, 2)] * len(kinds), strict=False))
@@ -202,7 +202,7 @@ def _spread(axes: Axes, part: pd.DataFrame) -> None:
     names = dict(zip(pairs, labels, strict=True))
     pair = [names[key] for key in zip(once["domain"], once["other"], strict=True)]
     once = once.assign(pair=pair)
-    # Seaborn's jitter is random: rows are shifted by their place instead.
+    # Seaborn's jitter is random: rows are shifted by their position instead.
     for row, label in enumerate(labels):
         layers = once[(once["pair"] == label) & (once["layer"] != "mean")]["mean"]
         shift = np.linspace(-0.22, 0.22, len(layers)) if len(layers) > 1 else [0]
@@ -230,7 +230,7 @@ def _spread(axes: Axes, part: pd.DataFrame) -> None:
     drawing.legend_below(axes, handles, 2)
 
 
-def _place(layer: str) -> tuple[int, str]:
+def _block_and_kind(layer: str) -> tuple[int, str]:
     """``model.layers.22.self_attn.q_proj`` -> (22, "q_proj"); no number: block 0."""
     block = re.search(r"\.(\d+)\.", layer)
     return int(block[1]) if block else 0, layer.rpartition(".")[2]
@@ -238,8 +238,8 @@ def _place(layer: str) -> tuple[int, str]:
 
 def _name_columns(axes: Axes, domains: Sequence[str], shift: float = 0.0) -> None:
     turn = 90 if len(domains) > 4 else 0
-    places = np.arange(len(domains)) + shift
-    axes.set_xticks(places, [_wrapped(d) for d in domains], rotation=turn, va="top")
+    ticks = np.arange(len(domains)) + shift
+    axes.set_xticks(ticks, [_wrapped(d) for d in domains], rotation=turn, va="top")
 
 
 def _wrapped(domain: str) -> str:

@@ -64,17 +64,17 @@ def plot(numbers: pd.DataFrame, dataset: str, domains: Sequence[str] | None = No
         figure = style.canvas(_WIDTH, height)
         figure.set_layout_engine("none")
         axes = drawing.sheet(figure.add_axes((0, 0, 1, 1)), _WIDTH, height)
-        places = [_FOOT + _ROW * (len(shown) - i - 0.5) for i in range(len(shown))]
+        rows_y = [_FOOT + _ROW * (len(shown) - i - 0.5) for i in range(len(shown))]
         colors = style.domain_colors(domains)
-        _headings(axes, height, places)
+        _headings(axes, height, rows_y)
         more = len(domains) > len(shown)
         for i, domain in enumerate(shown):
             label = style.domain_label(domain)
-            _trains(axes, i, label, places[i], colors[domain])
-            _mixes(axes, i, label, places[i], [colors[d] for d in shown], more)
+            _trains(axes, i, label, rows_y[i], colors[domain])
+            _mixes(axes, i, label, rows_y[i], [colors[d] for d in shown], more)
             up, down = (clients[name].get(domain) for name in ("bytes_up", "bytes_down"))
-            _sends(axes, i, places[i], colors[domain], up)
-            _receives(axes, i, places, [colors[d] for d in shown], down, len(domains) - 1)
+            _sends(axes, i, rows_y[i], colors[domain], up)
+            _receives(axes, i, rows_y, [colors[d] for d in shown], down, len(domains) - 1)
         title = f"{style.dataset_label(dataset)}: one round of FeDecider"
         axes.text(_WIDTH / 2, height - 0.2, title, ha="center", va="center", fontsize=11)
         about = _about(clients, len(domains) - len(shown))
@@ -82,9 +82,9 @@ def plot(numbers: pd.DataFrame, dataset: str, domains: Sequence[str] | None = No
     return figure
 
 
-def _headings(axes: Axes, height: float, places: Sequence[float]) -> None:
+def _headings(axes: Axes, height: float, rows_y: Sequence[float]) -> None:
     """What happens where, the server's box, and the two wires."""
-    top, low = places[0] + _ROW / 2 - 0.06, places[-1] - _ROW / 2 + 0.06
+    high, low = rows_y[0] + _ROW / 2 - 0.06, rows_y[-1] - _ROW / 2 + 0.06
     between = [(a[1] + b[0]) / 2 for a, b in ((_LEFT, _SERVER), (_SERVER, _RIGHT))]
     said = (
         (sum(_LEFT) / 2, "1  At home", "train own LoRA and $\\alpha$,\nthen split the update"),
@@ -101,10 +101,14 @@ def _headings(axes: Axes, height: float, places: Sequence[float]) -> None:
         axes.text(x, height - 0.55, name, ha="center", va="center", fontsize=9.5, weight="bold")
         axes.text(x, height - 0.92, text, ha="center", va="center", fontsize=8)
     drawing.box(
-        axes, (_SERVER[0], low), (_SERVER[1] - _SERVER[0], top - low), face=drawing.PAPER, width=1.2
+        axes,
+        (_SERVER[0], low),
+        (_SERVER[1] - _SERVER[0], high - low),
+        face=drawing.PAPER,
+        width=1.2,
     )
     for x in between:
-        axes.plot([x, x], [low, top], color=style.FAINT, lw=0.9, ls=(0, (2, 3)), zorder=1)
+        axes.plot([x, x], [low, high], color=style.FAINT, lw=0.9, ls=(0, (2, 3)), zorder=1)
 
 
 def _trains(axes: Axes, i: int, label: str, y: float, color: str) -> None:
@@ -171,19 +175,19 @@ def _sends(axes: Axes, i: int, y: float, color: str, count: float | None) -> Non
 def _receives(
     axes: Axes,
     i: int,
-    places: Sequence[float],
+    rows_y: Sequence[float],
     colors: Sequence[str],
     count: float | None,
     directions: int,
 ) -> None:
     """Through the server, one line per direction in its source's colour, and on to client i."""
-    others = [j for j in range(len(places)) if j != i]
+    others = [j for j in range(len(rows_y)) if j != i]
     for n, j in enumerate(others):
-        y = places[i] - 0.05 + 0.16 * ((len(others) - 1) / 2 - n)
+        y = rows_y[i] - 0.05 + 0.16 * ((len(others) - 1) / 2 - n)
         inner = (_SERVER[0] + 0.12, _SERVER[1] - 0.12)
         axes.plot(
             [_SERVER[0], inner[0], inner[1], _SERVER[1]],
-            [places[j] - 0.05, places[j] - 0.05, y, y],
+            [rows_y[j] - 0.05, rows_y[j] - 0.05, y, y],
             color=colors[j],
             lw=1.6,
             zorder=3,
@@ -192,7 +196,7 @@ def _receives(
         drawing.arrow(axes, (_SERVER[1], y), (_RIGHT[0] - 0.03, y), colors[j], width=1.6)
     if directions:
         label = f"{directions} direction{'s' * (directions > 1)}: {drawing.size_label(count)}"
-        _on_wire(axes, (_SERVER[1] + _RIGHT[0]) / 2, places[i] + 0.24, label)
+        _on_wire(axes, (_SERVER[1] + _RIGHT[0]) / 2, rows_y[i] + 0.24, label)
 
 
 def _on_wire(axes: Axes, x: float, y: float, text: str) -> None:

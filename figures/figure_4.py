@@ -220,10 +220,10 @@ def plot(numbers: pd.DataFrame, dataset: str) -> Figure:
                 square = square.reindex(index=domains, columns=domains)
             _panel(axes, bar, square, *_PANELS[panel])
             axes.set(xlim=(0, len(domains)), ylim=(len(domains), 0))
-            places = np.arange(len(domains)) + 0.5
+            ticks = np.arange(len(domains)) + 0.5
             turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor", "linespacing": 0.9}
-            axes.set_xticks(places, labels, **turned)
-            axes.set_yticks(places, labels if i == 0 else [], rotation=0)
+            axes.set_xticks(ticks, labels, **turned)
+            axes.set_yticks(ticks, labels if i == 0 else [], rotation=0)
             axes.tick_params(length=0)
             axes.text(0.5, -(bottom - 0.62) / side, "source", transform=axes.transAxes, ha="center")
         where = (0.1 / size[0], (bottom + side / 2) / size[1])

@@ -76,7 +76,7 @@ def numbers(
 def plot(
     numbers: pd.DataFrame, dataset: str, fields: Sequence[str] = FIELDS, metric: str = "ndcg@10"
 ) -> Figure:
-    """A column of two panels per setting, a line per method; the base value lies on a grey band.
+    """One column of two panels per setting, one line per method; the base lies on a grey band.
 
     Panels of a setting without runs say so; without any run the figure is a note.
     """
@@ -117,11 +117,13 @@ def _panel(axes: Axes, part: pd.DataFrame, values: list, factor: float, colors: 
     if part.empty:
         drawing.say(axes)
         return
-    places, half = {value: x for x, value in enumerate(values)}, 0.08 * len(values)
+    positions, half = {value: x for x, value in enumerate(values)}, 0.08 * len(values)
     for value in dict.fromkeys(part.loc[part["base"], "value"]):
-        axes.axvspan(places[value] - half, places[value] + half, color=_BAND, lw=0, zorder=0)
+        axes.axvspan(positions[value] - half, positions[value] + half, color=_BAND, lw=0, zorder=0)
     points = part.assign(
-        x=part["value"].map(places).astype(float), y=factor * part["mean"], sd=factor * part["sd"]
+        x=part["value"].map(positions).astype(float),
+        y=factor * part["mean"],
+        sd=factor * part["sd"],
     )
     for label, color in reversed(colors.items()):  # the method itself on top
         line = points[points["label"] == label]

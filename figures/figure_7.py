@@ -185,7 +185,7 @@ def _curves(axes: Axes, part: pd.DataFrame) -> None:
 
 
 def _marks(axes: Axes, main: pd.DataFrame) -> None:
-    """A mark per method by seaborn, in its colour and marker, over its error bar."""
+    """One mark per method by seaborn, in its colour and marker, over its error bar."""
     if main.empty:
         return
     # Ablations under the other methods, so that what they are ablations of stays visible.

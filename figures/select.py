@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from fedecider.metrics import METRICS as METRICS
+from fedecider.results import NO_MODEL as NO_MODEL
+
 METHOD = ["label", "family", "color", "order"]
-NO_MODEL, FEDERATED, ABLATION = "no language model", "federated", "ablation"
-METRICS = ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10", "mrr@10")
+FEDERATED, ABLATION = "federated", "ablation"  # families
 MEAN = "mean"  # the domain or client of a mean over all
 PROTOCOL_LABELS = {"catalogue": "whole catalogue", "sampled": "1 + 99 sampled candidates"}
 
@@ -125,7 +127,7 @@ def scores(
 
 
 def best(means: pd.Series, among: Iterable[str]) -> str | None:
-    """The method with the largest mean (indexed by method) among some; None where none has one."""
+    """The method with the largest mean (indexed by method) of ``among``; None without one."""
     known = means.reindex(list(among)).dropna()
     return known.idxmax() if len(known) else None
 

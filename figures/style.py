@@ -181,7 +181,10 @@ def save(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
 
 
 def write(path: str | Path, content: bytes | str) -> Path:
-    """Write a file beside its place and rename it, so that no reader ever sees half of it."""
+    """Write a file under another name and rename it, so that no reader ever sees half of it.
+
+    As ``fedecider.runs.atomic`` does: figures read the results of runs, not the code that runs.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8") if isinstance(content, str) else content

@@ -8,7 +8,7 @@ best is read off the same test users, which makes the comparison harder for FeDe
 import pandas as pd
 
 from figures import aggregate, select, style
-from figures.table import GAP
+from figures.table import GAP, markdown_lines
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 _METRIC = "ndcg@10"
@@ -42,8 +42,7 @@ def table(numbers: pd.DataFrame, dataset: str) -> list[str]:
     """Markdown of :func:`numbers`, the best of a column bold."""
     ranked = [c for c in numbers.columns if c not in _ABOUT and not c.endswith(" sd")]
     labels = ["validation loss", *(_label(name).removeprefix("whole ") for name in ranked)]
-    lines = [f"| {style.dataset_label(dataset)} | seeds | " + " | ".join(labels) + " |"]
-    lines.append("|---|---:" + "|---:" * len(labels) + "|")
+    heads, rows = [style.dataset_label(dataset), "seeds", *labels], []
     best = {"loss": round(numbers["loss"].min(), 3)}
     best |= {name: round(numbers[name].max(), 1) for name in ranked}
     for row in numbers.to_dict("records"):
@@ -58,16 +57,16 @@ def table(numbers: pd.DataFrame, dataset: str) -> list[str]:
             text = f"{value:.{digits}f}"
             text = f"**{text}**" if round(value, digits) == largest else text
             cells.append(text if pd.isna(sd) else f"{text} ± {sd:.{digits}f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        rows.append(cells)
+    return markdown_lines(heads, rows, "l" + "r" * (len(heads) - 1))
 
 
 def against(compared: pd.DataFrame, numbers: pd.DataFrame, baseline: str = "local") -> list[str]:
     """The method of ``compared`` against a baseline and the best federated other, per ranker."""
     label = numbers.set_index("method")["label"]
     method = compared["method"].iloc[0]
-    lines = [f"| {label.get(method, method)}, NDCG@10 | against | users | difference | 95 % | p |"]
-    lines.append("|---|---|---:|---:|---|---:|")
+    heads = [f"{label.get(method, method)}, NDCG@10", "against", "users", "difference", "95 %", "p"]
+    out = []
     by_method = numbers.set_index("method")
     ranked = [c for c in numbers.columns if c not in _ABOUT and not c.endswith(" sd")]
     for name in ranked:
@@ -79,12 +78,10 @@ def against(compared: pd.DataFrame, numbers: pd.DataFrame, baseline: str = "loca
             for row in rows[rows["against"] == other].itertuples():
                 low, high = (style.number(100 * x, 1, sign=True) for x in (row.low, row.high))
                 known = "best federated: " if other == best else ""
-                lines.append(
-                    f"| {_label(name)} | {known}{label[other]} | {row.users} "
-                    f"| {style.number(100 * row.difference, 1, sign=True)} | {low} to {high} "
-                    f"| {row.p:.2g} |"
-                )
-    return lines
+                difference = style.number(100 * row.difference, 1, sign=True)
+                cells = [_label(name), f"{known}{label[other]}", str(row.users), difference]
+                out.append([*cells, f"{low} to {high}", f"{row.p:.2g}"])
+    return markdown_lines(heads, out, "llrrlr")
 
 
 def page(metrics: pd.DataFrame, rounds: pd.DataFrame, compared: pd.DataFrame) -> str:

@@ -161,7 +161,7 @@ def scores(
     names: Sequence[str],
     ranker: str | None = None,
 ) -> pd.DataFrame:
-    """A row per run (index), a column per metric of ``names``: the mean over all domains, 0..1.
+    """One row per run (index), one column per metric of ``names``: the mean over all domains, 0..1.
 
     A run that lacks one of the data set's domains has none. Raises ValueError as
     :func:`figures.select.scores` does.
@@ -198,7 +198,7 @@ def against_base(rows: pd.DataFrame, column: str) -> pd.Series:
 
 
 def over_seeds(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """A row per setting, in order: ``KEYS``, mean of each column and ``<column>_sd``, seeds, runs.
+    """One row per setting, in order: ``KEYS``, mean per column, ``<column>_sd``, seeds, runs.
 
     sd is the sample standard deviation, missing for one seed; seeds the number of seeds, as a
     range where the columns differ in it.

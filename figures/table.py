@@ -5,7 +5,7 @@ booktabs show the columns that are named. Missing values are a dash. One column,
 the folders that a row was computed from: it is in the CSV alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -40,9 +40,9 @@ _TEX = str.maketrans(
 class Column:
     """One printed column.
 
-    ``name`` is that of the frame, ``label`` what is printed, in it the unit. ``form`` is Python's
-    format of a number (".2f", "+.3f", ",.0f") after multiplication by ``scale``; "" stands for
-    words, printed as ``words`` turns them. ``spread`` names a column printed after ±, likewise.
+    ``name`` is that of the frame, ``label`` what is printed, in it the unit. ``number_format``
+    is Python's (".2f", "+.3f", ",.0f"), after multiplication by ``scale``; "" stands for words,
+    printed as ``words`` turns them. ``spread`` names a column printed after ±, likewise.
     ``group`` is a heading over neighbouring columns; those without one are repeated where a wide
     table is cut. ``best`` says which values are bold. Leading columns with ``align`` "l" tell the
     rows apart.
@@ -50,7 +50,7 @@ class Column:
 
     name: str
     label: str
-    form: str = ""
+    number_format: str = ""
     scale: float = 1.0
     spread: str = ""
     group: str = ""
@@ -144,14 +144,18 @@ def to_markdown(table: Table) -> str:
     for part in _parts(table):
         columns = [table.columns[c] for c in part]
         heads = [f"{column.group} {column.label}".strip() for column in columns]
-        lines.append("| " + " | ".join(heads) + " |")
-        lines.append("|" + "|".join("---:" if c.align == "r" else "---" for c in columns) + "|")
-        for _, row in frame.iloc[:, part].iterrows():
-            lines.append("| " + " | ".join(_text(cell, "**") for cell in row) + " |")
-        lines.append("")
+        rows = [[_text(cell, "**") for cell in row] for _, row in frame.iloc[:, part].iterrows()]
+        lines += [*markdown_lines(heads, rows, "".join(c.align for c in columns)), ""]
     for note in table.notes:
         lines += [note, ""]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def markdown_lines(heads: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> list[str]:
+    """Lines of a GitHub Markdown table; ``align`` has an "l" or "r" per column."""
+    rules = ("---:" if side == "r" else "---" for side in align)
+    body = ("| " + " | ".join(row) + " |" for row in (heads, *rows))
+    return [next(body), "|" + "|".join(rules) + "|", *body]
 
 
 def to_latex(table: Table) -> str:
@@ -206,8 +210,8 @@ def _tabular(table: Table, frame: pd.DataFrame, part: list[int]) -> str:
 def _rules(columns: list[Column]) -> str:
     rules = ""
     for group in dict.fromkeys(column.group for column in columns if column.group):
-        places = [i for i, column in enumerate(columns, start=1) if column.group == group]
-        rules += f"\\cmidrule(lr){{{places[0]}-{places[-1]}}}"
+        numbers = [i for i, column in enumerate(columns, start=1) if column.group == group]
+        rules += f"\\cmidrule(lr){{{numbers[0]}-{numbers[-1]}}}"
     return rules
 
 
@@ -225,7 +229,7 @@ def _cells(table: Table, column: Column) -> list[Cell]:
     spreads = [""] * len(texts)
     if column.spread:
         pairs = zip(texts, table.rows[column.spread], strict=True)
-        plain = replace(column, form=column.form.lstrip("+"))
+        plain = replace(column, number_format=column.number_format.lstrip("+"))
         spreads = ["" if t == GAP or pd.isna(s) else _printed(s, plain) for t, s in pairs]
     starts = _starts(table)
     if column.name == table.block:
@@ -245,9 +249,9 @@ def _printed(value, column: Column) -> str:
     """A true minus sign, and no sign before a zero."""
     if pd.isna(value):
         return GAP
-    if not column.form:
+    if not column.number_format:
         return column.words(value)
-    text = format(value * column.scale, column.form)
+    text = format(value * column.scale, column.number_format)
     if not text.strip("+-0.,"):
         text = text.lstrip("+-")
     return text.replace("-", _MINUS)

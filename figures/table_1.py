@@ -40,7 +40,7 @@ def numbers(results: str | Path) -> pd.DataFrame:
 
 
 def table(numbers: pd.DataFrame) -> Table:
-    """Data set by data set, a row per domain."""
+    """Data set by data set, one row per domain."""
     planted = sorted(set(numbers[numbers["kind"] == "planted"]["dataset"]))
     generated = ", ".join(style.dataset_label(name) for name in planted)
     notes = [f"Generated, with planted structure: {generated}."] if planted else []

@@ -86,10 +86,12 @@ def table(
     for domain in [select.MEAN, *domains] if len(numbers) else []:
         for metric in names:
             name, label = f"{domain} {metric}", style.metric_label(metric)
-            group, form = style.domain_label(domain), f".{digits}f"
+            group, number_format = style.domain_label(domain), f".{digits}f"
             for part, column in (("mean", name), ("sd", f"{name} sd")):
                 rows[column] = [values.at[(domain, metric, m), part] for m in known.index]
-            columns.append(Column(name, label, form, 100.0, f"{name} sd", group, best="max"))
+            columns.append(
+                Column(name, label, number_format, 100.0, f"{name} sd", group, best="max")
+            )
     spread = "mean ± sample standard deviation over seeds"
     spread = spread if numbers["sd"].notna().any() else "one seed"
     how = f", {select.protocol_label(protocol)} (ranker: {ranker})" if len(numbers) else ""

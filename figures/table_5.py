@@ -17,7 +17,7 @@ _VALUES = ("bytes_up", "bytes_down", "best_round", "best_bytes")
 
 
 def traffic(rounds: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """A row per run (index): bytes_up and bytes_down per client and round, best_round, best_bytes.
+    """One row per run (index): bytes_up, bytes_down per client and round, best_round, best_bytes.
 
     ``rounds`` is the frame of ``fedecider.results.rounds``. A client's best round has its lowest
     validation loss, the first among equals; best_bytes is what it sent and received until then.

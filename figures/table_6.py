@@ -60,7 +60,7 @@ def numbers(
 
 
 def table(numbers: pd.DataFrame, *, dataset: str) -> Table:
-    """A block per method, a row per thing known; notes tell the users that were attacked."""
+    """One block per method, one row per thing known; notes tell the users that were attacked."""
     label, ends = style.domain_label, (" sd", f"auc {select.MEAN}")
     clients = [c for c in numbers.columns if c.startswith("auc ") and not c.endswith(ends)]
     clients = [client.removeprefix("auc ") for client in clients]
@@ -124,7 +124,7 @@ def noise_numbers(
 
 
 def noise_table(numbers: pd.DataFrame, *, dataset: str, protocol: str = "sampled") -> Table:
-    """Attack and quality side by side, a row per sigma."""
+    """Attack and quality side by side, one row per sigma."""
     return Table(
         label=f"privacy-noise-{dataset}",
         caption=f"{style.dataset_label(dataset)}: Gaussian noise on the unit direction that a "

@@ -63,7 +63,7 @@ def numbers(
 
 
 def table(numbers: pd.DataFrame, *, dataset: str, protocol: str = "sampled") -> Table:
-    """A block per backbone, a row per method."""
+    """One block per backbone, one row per method."""
     return Table(
         label=f"backbones-{dataset}",
         caption=f"{style.dataset_label(dataset)}: backbones, "

@@ -86,7 +86,7 @@ def numbers(checks: pd.DataFrame, *, dataset: str) -> pd.DataFrame:
 
 
 def table(numbers: pd.DataFrame, *, dataset: str) -> Table:
-    """A row per statement: measured on each client, and the largest deviation over clients.
+    """One row per statement: measured on each client, and the largest deviation over clients.
 
     Of several runs the number shown is that of the largest deviation. A statement that was not
     checked is a gap.

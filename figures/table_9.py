@@ -58,7 +58,7 @@ def numbers(
 
 
 def table(numbers: pd.DataFrame, *, dataset: str, pooled: str = "centralized") -> Table:
-    """A row per method: training, peak memory, ranking.
+    """One row per method: training, peak memory, ranking.
 
     A note says of the method ``pooled`` that it trains one model for all clients.
     """

@@ -492,5 +492,5 @@ def test_equal_input_gives_equal_bytes_and_every_number_its_source(results, tmp_
         assert len(sources) and str(results) not in paths[0].read_text()
         for folder in ";".join(sources).split(";"):
             assert (results / folder).is_dir()
-        shown = [column.name for column in first.columns if column.form]
+        shown = [column.name for column in first.columns if column.number_format]
         assert rows[rows[first.sources].isna()][shown].isna().all(axis=None)
