@@ -191,7 +191,7 @@ def read_domains(
 
 def data_digest(domains: Iterable[Domain]) -> str:
     """Digest of all that a method reads: equal content gives equal digests, wherever it lies."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for domain in domains:
         for piece in _content(domain):
             digest.update(json.dumps(piece, default=str).encode() + b"\n")
