@@ -24,6 +24,7 @@ from doit.reporter import ZeroReporter
 from doit.runner import Runner
 from doit.task import Task as DoitTask
 
+from fedecider.engine.files import digest
 from notebooks.workflow.code_digest import PACKAGES, code_digest
 
 # What later tasks read of a run folder; checkpoints and adapters are large and not read.
@@ -167,8 +168,8 @@ class Pipeline:
                     raise WorkflowError(f"{task.name} ended without writing {path}")
         except WorkflowError as error:
             return TaskFailed(str(error))
-        sizes = {name: os.path.getsize(name) for name in files(task.outputs, task.not_outputs)}
-        return {"outputs": sizes, "seconds": round(time.monotonic() - started, 1)}
+        digests = {name: digest(Path(name)) for name in files(task.outputs, task.not_outputs)}
+        return {"outputs": digests, "seconds": round(time.monotonic() - started, 1)}
 
 
 def files(patterns: tuple[str, ...], but_not: tuple[str, ...] = ()) -> list[str]:
@@ -199,9 +200,9 @@ def _states(sources: tuple[Path, ...]) -> dict[str, str]:
     return states
 
 
-def _differences(outputs: dict[str, int]) -> list[str]:
-    """What happened to the files of a finished task."""
-    there = {name: os.path.getsize(name) for name in outputs if os.path.isfile(name)}
+def _differences(outputs: dict[str, str]) -> list[str]:
+    """What happened to the files of a finished task, from their digests."""
+    there = {name: digest(Path(name)) for name in outputs if os.path.isfile(name)}
     changed = [name for name in outputs if there.get(name) != outputs[name]]
     return [f"output {'changed' if name in there else 'missing'}: {name}" for name in changed]
 
