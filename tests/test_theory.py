@@ -198,5 +198,8 @@ def test_other_data_and_other_models_are_refused(results, run, backbone, tmp_pat
     other = write_domains(tmp_path / "data", ("books", "comics"))
     with pytest.raises(ValueError, match="trained on other data"):
         read_run(results / "runs/toy/fedecider-seed0", other)
-    with pytest.raises(ValueError, match="toy/fedecider-seed0 was trained on tiny, not on larger"):
-        run.adapter(replace(backbone, name="larger"))
+    # By the digest of the weights, and by name where there is none.
+    for weights in ("another", ""):
+        unlike = replace(backbone, name="larger", weights=weights)
+        with pytest.raises(ValueError, match="fedecider-seed0 was trained on tiny, not on larger"):
+            run.adapter(unlike)
