@@ -222,9 +222,22 @@ def _content(domain: Domain) -> Iterator:
 
 
 def read_affinity(folder: Path | str) -> pd.DataFrame | None:
-    """The planted affinities of embedded data, domains x domains; None for real data."""
+    """The planted affinities of embedded data, domains x domains; None for real data.
+
+    Raises ValueError, naming the file, if it is not of that form.
+    """
     path = Path(folder) / "affinity.json"
     if not path.exists():
         return None
-    planted = json.loads(path.read_text())
-    return pd.DataFrame(planted["affinity"], planted["domains"], planted["domains"])
+    try:
+        planted = json.loads(path.read_text(encoding="utf-8"))
+        domains, values = planted["domains"], np.asarray(planted["affinity"], dtype=float)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected JSON with 'domains' and 'affinity' (rows of numbers): {error}"
+        ) from error
+    if values.shape != (len(domains), len(domains)):
+        raise ValueError(
+            f"{path}: affinity has shape {values.shape}; expected {len(domains)} x {len(domains)}"
+        )
+    return pd.DataFrame(values, index=domains, columns=domains)

@@ -96,3 +96,9 @@ def test_affinity(tmp_path):
     planted = {"domains": ["a", "b"], "affinity": [[1, 0.5], [0.5, 1]]}
     (tmp_path / "affinity.json").write_text(json.dumps(planted))
     assert read_affinity(tmp_path).loc["a", "b"] == 0.5
+    (tmp_path / "affinity.json").write_text(json.dumps(planted | {"affinity": [[1, 0.5]]}))
+    with pytest.raises(ValueError, match=r"affinity.json: affinity has shape \(1, 2\)"):
+        read_affinity(tmp_path)
+    (tmp_path / "affinity.json").write_text("{}")
+    with pytest.raises(ValueError, match="affinity.json: expected JSON with 'domains'"):
+        read_affinity(tmp_path)
