@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from toy import config, write_domain
+from toy import config, seal, write_domain
 
 from fedecider import federation, results
 from fedecider.domains import read_domain
@@ -57,6 +57,7 @@ def test_als_finds_structure_that_popularity_does_not(tmp_path):
     ]
     columns = ["user_id", "split", "item_id", "negatives"]
     pd.DataFrame(listed, columns=columns).to_parquet(tmp_path / "d/candidates.parquet")
+    seal(tmp_path)
     domain, protocols = read_domain(tmp_path / "d"), ["sampled", "catalogue"]
     own = {"factors": [4, 8], "confidences": [1.0, 10.0]}
     method = make(config(Path("d"), Path("f"), "als", **own))

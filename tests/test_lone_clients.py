@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from toy import config
+from toy import config, seal
 
 from fedecider import federation
 from fedecider.server import Server
@@ -28,6 +28,7 @@ class LoneClient:
     def __init__(self, folder: Path, domain: Path):
         self.folder = folder
         shutil.copytree(domain, folder / "data" / domain.name)
+        seal(folder / "data", [domain.name])
         root = str(Path(__file__).resolve().parents[1])
         own = {"PYTHONPATH": root, "FEDECIDER_CACHE": str(folder / "cache"), "TQDM_DISABLE": "1"}
         pipe = subprocess.PIPE
@@ -95,6 +96,7 @@ def test_lone_clients_and_a_blind_server_give_the_numbers_of_one_process(
 
 def test_a_lone_client_has_nothing_of_the_others_on_its_disk(lone):
     for name, client in lone.items():
-        assert [path.name for path in (client.folder / "data").iterdir()] == [name]
+        there = sorted(path.name for path in (client.folder / "data").iterdir())
+        assert there == sorted([name, "manifest.json"])
         others = set(NAMES) - {name}
         assert not any(path.name in others for path in client.folder.rglob("*"))

@@ -8,6 +8,7 @@ elementwise kernels the same on every x86-64 processor (`ENVIRONMENT`).
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -135,6 +136,8 @@ def main(dataset: str, out: str) -> None:
     wire.encode = recorded
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        # Stored states of another process would have been computed by other kernels.
+        os.environ["FEDECIDER_CACHE"] = str(root / "cache")
         data = root / "data" / dataset
         data_prep.prepare(dataset, root / "dumps", data, kind="planted", seed=0, **PREPARE)
         backbone = load("tiny", "cpu", "float32")
