@@ -1,11 +1,12 @@
 """CSV and its kin as batches of the named columns: each record is a row, read or broken.
 
 pyarrow parses what every reader agrees on: lines with the header's number of fields whose quotes,
-if any, open and close around whole fields. NumPy finds these lines. The others pass one by one
-through `Scanner`, because pyarrow and Python's csv take an open quote for the rest of the file, or
-a line, without a word.
+if any, open and close around whole fields (`whole_lines`). The others pass one by one through
+`Scanner`, because pyarrow and Python's csv take an open quote for the rest of the file, or a line,
+without a word.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from .quoting import Scanner, split_header
+from .quoting import Scanner, named_separator, split_header
 from .reading import FormatError, blocks, line_ends
+from .whole_lines import whole_lines
 
 _OPEN_LINES = 1000  # lines that a quoted field may run over
 _OPEN_BYTES = 2**20
@@ -26,21 +28,32 @@ def table_batches(
     optional: list[str],
     progress: bool = False,
     any_of: tuple[str, ...] = (),
+    oddities: Counter[str] | None = None,
 ) -> Iterator[pa.Table]:
-    """Batches of `line` (int64, the header is line 1), `broken`, `value` and the columns, as text.
+    """Batches of `line` (int64, from 1, the header's), `broken`, `value` and the columns, as text.
 
     broken: why a row is none, else null; value: how such a row begins. Absent columns are null.
     any_of: optional columns of which at least one has to be there. Commas, tabs, semicolons or bars
-    separate, whichever the header shows. Raises FormatError if columns are missing or doubled, or
-    if one of them is no UTF-8.
+    separate, whichever the header shows, or what a line `sep=;` above the header names. oddities:
+    counts rows that are read though they are not as RFC 4180 asks. Raises FormatError if the file
+    is empty, if columns are missing or doubled, or if one of them is no UTF-8.
     """
     columns = required + optional
     pieces = blocks(path, progress)
-    first = next(pieces, b"")
-    header, separator, start = split_header(path, first, required)
-    check_columns(path, header, required, optional, any_of)
-    rows = _Rows(path, header, separator, [name for name in columns if name in header])
-    pending, line = first[start:], 2
+    first, line = next(pieces, b""), 1
+    named, start = named_separator(first)
+    if named:
+        first, line = first[start:] or next(pieces, b""), 2
+    if not first.strip() and not any(piece.strip() for piece in pieces):
+        raise FormatError(
+            f"{path}: the file is empty; expected a CSV header with the columns "
+            f"{', '.join(required)}"
+        )
+    header, separator, start = split_header(path, first, required, line, named)
+    check_columns(path, header, required, optional, any_of, line)
+    present = [name for name in columns if name in header]
+    rows = _Rows(path, header, separator, present, Counter() if oddities is None else oddities)
+    pending, line = first[start:], line + 1
     for piece in pieces:
         tables, used, lines = rows.read(pending, line, final=False)
         yield from (_completed(table, columns) for table in tables)
@@ -55,23 +68,27 @@ def check_columns(
     required: list[str],
     optional: list[str],
     any_of: tuple[str, ...],
+    line: int = 1,
 ) -> None:
-    """Raises FormatError if a table's columns are not the expected ones, or one is there twice."""
+    """Raises FormatError if a table's columns are not the expected ones, or one is there twice.
+
+    line: where the names stand.
+    """
     for name in required + optional:
         if names.count(name) > 1:
             raise FormatError(
-                f"{path}: line 1: expected one column {name}, found {names.count(name)}"
+                f"{path}: line {line}: expected one column {name}, found {names.count(name)}"
             )
     if any_of and not set(any_of) & set(names) and set(required) <= set(names):
         raise FormatError(
-            f"{path}: line 1: expected a column {' or '.join(any_of)} beside "
+            f"{path}: line {line}: expected a column {' or '.join(any_of)} beside "
             f"{', '.join(required)}, found neither"
         )
     missing = [name for name in required if name not in names]
     if missing:
         present = ", ".join(names)[:80] or "nothing"
         raise FormatError(
-            f"{path}: line 1: expected the columns {', '.join(required)}, "
+            f"{path}: line {line}: expected the columns {', '.join(required)}, "
             f"{', '.join(missing)} is missing (found {present})"
         )
 
@@ -86,9 +103,16 @@ def _completed(table: pa.Table, columns: list[str]) -> pa.Table:
 class _Rows:
     """The records of a piece of a table, for its header and separator."""
 
-    def __init__(self, path: Path, header: list[str], separator: str, included: list[str]):
+    def __init__(
+        self,
+        path: Path,
+        header: list[str],
+        separator: str,
+        included: list[str],
+        oddities: Counter[str],
+    ):
         self.path, self.width, self.separator = path, len(header), separator
-        self.included = included
+        self.included, self.oddities = included, oddities
         self.places = [header.index(name) for name in included]
 
     def read(self, data: bytes, line: int, final: bool) -> tuple[list[pa.Table], int, int]:
@@ -100,8 +124,10 @@ class _Rows:
             return [], 0, 0
         ends = line_ends(data)
         starts = np.concatenate([[0], ends[:-1]])
-        whole = self._whole(data, starts, ends)
-        scanner = Scanner(data, starts, ends, self.separator, self.width, self.places)
+        whole = whole_lines(data, ends, self.separator, self.width)
+        scanner = Scanner(
+            data, starts, ends, self.separator, self.width, self.places, self.oddities
+        )
         rows: list[dict] = []
         count, place = len(ends), 0
         for odd in np.flatnonzero(~whole).tolist():
@@ -126,31 +152,6 @@ class _Rows:
         if rows:
             tables.append(self._listed(rows))
         return tables, int(ends[count - 1]) if count else 0, count
-
-    def _whole(self, data: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Which lines are a record by themselves, with the right number of fields."""
-        buffer = np.frombuffer(data, dtype=np.uint8)
-        separates = buffer == ord(self.separator)
-        whole = np.ones(len(ends), dtype=bool)
-        if b'"' in data:
-            quotes = buffer == ord('"')
-            inside = np.bitwise_xor.accumulate(quotes.view(np.uint8))
-            begun = np.concatenate([[0], inside[ends[:-1] - 1]])  # a quote of a line above is open
-            whole = begun == inside[ends - 1]
-            if not whole.all():  # quotes are counted from the start of each line
-                inside ^= np.repeat(begun.astype(np.uint8), ends - starts)
-            places = np.flatnonzero(quotes)
-            # A quote stands at an edge of a field or beside the other half of a doubled quote.
-            edges = np.zeros(256, dtype=bool)
-            edges[[ord(self.separator), *b'"\n\r']] = True
-            beside = places + 1 - 2 * inside[places].astype(np.int64)
-            sound = edges[buffer[np.clip(beside, 0, len(buffer) - 1)]]
-            if not sound.all():
-                whole[np.searchsorted(ends, places[~sound], side="right")] = False
-            separates &= inside == 0  # within quotes it is text
-        separators = np.flatnonzero(separates)
-        counts = np.diff(np.searchsorted(separators, np.append(starts, len(buffer))))
-        return whole & (counts == self.width - 1)
 
     def _parsed(
         self, data: bytes, starts: np.ndarray, ends: np.ndarray, whole: np.ndarray, line: int

@@ -7,6 +7,7 @@ it names no zone) and position (an integer that orders a user's rows) either is 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,12 +73,13 @@ def load(store: Store, files: Files, settings: Settings) -> None:
     names = {"user": "user", "item": "item", "time": "timestamp"}
     batches = _batches(
         files.interactions, ["user", "item"], ["rating", "timestamp", "position"], settings,
-        ("timestamp", "position"),
+        store.oddities["interactions"], ("timestamp", "position"),
     )  # fmt: skip
     store.add_interactions(batches, fields, names, order=True)
     titles = """SELECT line, broken, value, item::VARCHAR AS item_id, title::VARCHAR AS title
         FROM batch"""
-    store.add_items(_batches(files.items, ["item", "title"], [], settings), titles, "item")
+    batches = _batches(files.items, ["item", "title"], [], settings, store.oddities["items"])
+    store.add_items(batches, titles, "item")
 
 
 def _batches(
@@ -85,8 +87,9 @@ def _batches(
     required: list[str],
     optional: list[str],
     settings: Settings,
+    oddities: Counter[str],
     any_of: tuple[str, ...] = (),
 ) -> Iterator[pa.Table]:
     if path.suffix == ".parquet":
         return columnar.parquet_batches(path, required, optional, any_of)
-    return delimited.table_batches(path, required, optional, settings.progress, any_of)
+    return delimited.table_batches(path, required, optional, settings.progress, any_of, oddities)

@@ -2,52 +2,74 @@
 
 A record is read as RFC 4180 says where that gives the header's number of fields; else with quotes
 that backslashes escape; else, where quotes stand within a field that no quote opens or do not pair
-in a column that nobody reads, with every quote as a character. What stays is broken: its own line,
+in a column that nobody reads, with these quotes as characters. What stays is broken: its own line,
 or, between two quotes of a read column that do not pair, every line, for nobody can tell which of
 them are rows.
+
+Two quotes that have nothing to do with each other look like one field over several lines. What lies
+between tells. Of a text, hardly a line has as many fields as the header and, where the record's own
+first line has them, numbers, dates, ids and no leading blanks. Of rows, nearly every line has. So
+where the first line, split by itself, has the header's fields and most lines behind it are rows
+like it, the quotes are characters, or, in a read column, every line is rejected.
 """
 
+import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from .missing import present
 from .reading import TOO_LONG, FormatError, line_ends
 
 SEPARATORS = ",\t;|"
+_NAMED = re.compile(rb'"?sep=([^\w"\r\n\x80-\xff])"?(?:\r\n?|\n|$)', re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?|[0-9]{4}[-/][0-9].*")  # or a date
 Record = tuple[int, str | None, str | None, list[str]]  # line's index, broken, value, the fields
 
 
-def split_header(path: Path, data: bytes, required: list[str]) -> tuple[list[str], str, int]:
-    """(column names, separator, where the rows begin) of a table's first bytes.
+def named_separator(data: bytes) -> tuple[str | None, int]:
+    """(separator, where the header begins) if a table's first line is `sep=;`, as Excel writes."""
+    match = _NAMED.match(data)
+    return (match[1].decode(), match.end()) if match else (None, 0)
 
-    Of the separators that one counts under which all required columns are there, else the most.
+
+def split_header(
+    path: Path, data: bytes, required: list[str], line: int = 1, separator: str | None = None
+) -> tuple[list[str], str, int]:
+    """(column names, separator, where the rows begin) of the bytes that begin with the header.
+
+    Of the separators that one counts under which all required columns are there, else the most,
+    unless `separator` says which. line: the header's number, for the error.
     """
     end = int(line_ends(data)[0]) if data else 0
     try:
         text = data[:end].decode("utf-8")
     except UnicodeDecodeError:
-        raise FormatError(f"{path}: line 1: expected a UTF-8 CSV header") from None
+        raise FormatError(f"{path}: line {line}: expected a UTF-8 CSV header") from None
     headers = {}
-    for separator in SEPARATORS:
-        fields, _, _ = _scan([text], separator, backslash=False)
-        fields = text.split(separator) if fields is None else fields
-        headers[separator] = [name.strip().strip('"').strip() for name in fields] if text else []
+    for mark in [separator] if separator else SEPARATORS:
+        fields, _, _ = _scan([text].__getitem__, 1, mark, backslash=False)
+        fields = text.split(mark) if fields is None else fields
+        headers[mark] = [name.strip().strip('"').strip() for name in fields] if text else []
     separator = max(
-        SEPARATORS, key=lambda s: (set(required) <= set(headers[s]), len(headers[s]), s == ",")
+        headers, key=lambda mark: (set(required) <= set(headers[mark]), len(headers[mark]))
     )
     return headers[separator], separator, end
 
 
 def _scan(
-    lines: list[str], separator: str, backslash: bool
-) -> tuple[list[str] | None, int, int | None]:
-    """(fields, lines used, column) of the record that begins with the first line.
+    line: Callable[[int], str], count: int, separator: str, backslash: bool
+) -> tuple[list[str] | None, int, list[int]]:
+    """(fields, lines used, columns) of the record that begins with line(0), of `count` lines.
 
     fields is None if a closing quote is followed by more text, or if the lines end in quotes: then
-    lines used is 0. column: the first whose quotes run over several lines, else where it failed.
+    lines used is 0. columns: those whose quotes run over several lines, else the one that failed.
     """
     fields: list[str] = []
-    used, place, text, over = 1, 0, lines[0], None
+    over: list[int] = []
+    used, place, text = 1, 0, line(0)
     blank = " " if separator == "\t" else " \t"
     while True:
         start = place
@@ -73,10 +95,11 @@ def _scan(
                 place = escape + 1
             elif quote < 0:
                 parts.append(text[place:])
-                over = len(fields) if over is None else over
-                if used == len(lines):
+                if len(fields) not in over:
+                    over.append(len(fields))
+                if used == count:
                     return None, 0, over
-                text, place, used = lines[used], 0, used + 1
+                text, place, used = line(used), 0, used + 1
             elif text.startswith('""', quote):
                 parts.append(text[place : quote + 1])
                 place = quote + 2
@@ -90,12 +113,15 @@ def _scan(
         if not text[place:].rstrip("\r\n"):
             return fields, used, over
         if not text.startswith(separator, place):
-            return None, used, len(fields) - 1 if over is None else over
+            return None, used, over or [len(fields) - 1]
         place += 1
 
 
 class Scanner:
-    """Records of a piece of a table that begin at a given line; see the module for the rules."""
+    """Records of a piece of a table that begin at a given line; see the module for the rules.
+
+    oddities: counts what was read though it is not as RFC 4180 asks, or was in doubt.
+    """
 
     def __init__(
         self,
@@ -105,9 +131,14 @@ class Scanner:
         separator: str,
         width: int,
         places: list[int],
+        oddities: Counter[str],
     ):
         self._data, self._starts, self._ends = data, starts, ends
         self._separator, self._width, self._places = separator, width, places
+        self._oddities = oddities
+        mark = re.escape(separator)
+        blank = " " if separator == "\t" else " \t"
+        self._quoted = re.compile(f'[{blank}]*"([^"]*(?:""[^"]*)*)"[{blank}]*(?={mark}|$)')
 
     def record(self, first: int, stop: int, ended: bool) -> tuple[int, list[Record]] | None:
         """(lines used, the rows) from line `first`, looking at lines before `stop` at most.
@@ -121,27 +152,76 @@ class Scanner:
             return 1, [self._broken(first, "line too long")]
         if '"' not in line:
             return 1, [self._broken(first, "broken line")]
-        # A line that closes its quotes needs no other.
-        fields, used, column = _scan([line], self._separator, backslash=False)
-        lines = [line]
-        if not used:
-            lines = [self._text(number) for number in range(first, stop)]
-            fields, used, column = _scan(lines, self._separator, backslash=False)
+        standard = self._read(first, stop, backslash=False)
+        readings = [standard]
+        if any("\\" in self._text(first + k) for k in range(max(standard[1], 1))):
+            readings.append(self._read(first, stop, backslash=True))
+        for number, (fields, used, columns) in enumerate(readings):
             if not used and not ended:
                 return None
-        if fields is not None and len(fields) == self._width:
+            if fields is None or len(fields) != self._width:
+                continue
+            if used > 1 and self._are_rows(first, used):
+                if not self._is_read(columns):
+                    continue
+                reason = "line break in a field"
+                return used, [self._broken(first + k, reason) for k in range(used)]
+            if number:
+                self._oddities["backslash before a quote"] += 1
             return used, [self._row(first, fields)]
-        if "\\" in line:
-            escaped, more, _ = _scan(lines, self._separator, backslash=True)
-            if escaped is not None and len(escaped) == self._width:
-                return more, [self._row(first, escaped)]
-        literal = line.rstrip("\r\n").split(self._separator)
-        is_read = column in self._places
-        if fields is None and len(literal) == self._width and (used == 1 or not is_read):
+        _, used, columns = standard
+        literal = self._split(line)
+        if len(literal) == self._width and (used == 1 or not self._is_read(columns)):
+            self._oddities["quote as a character"] += 1
             return 1, [self._row(first, literal)]
-        if used > 1 and is_read:
+        if used > 1 and self._is_read(columns):
             return used, [self._broken(first + k, "broken line") for k in range(used)]
         return 1, [self._broken(first, "broken line")]
+
+    def _read(
+        self, first: int, stop: int, backslash: bool
+    ) -> tuple[list[str] | None, int, list[int]]:
+        return _scan(lambda k: self._text(first + k), stop - first, self._separator, backslash)
+
+    def _is_read(self, columns: list[int]) -> bool:
+        return bool(set(columns) & set(self._places))
+
+    def _are_rows(self, first: int, used: int) -> bool:
+        """Whether the lines of what may be one record are rows of their own, most of them."""
+        own = self._split(self._text(first))
+        if len(own) != self._width:
+            return False
+        like = sum(self._is_like(self._split(self._text(first + k)), own) for k in range(1, used))
+        if like and 2 * like < used:
+            self._oddities["text with lines like rows"] += 1
+        return 2 * like >= used
+
+    def _is_like(self, fields: list[str], own: list[str]) -> bool:
+        """Whether fields may be those of a row beside the row `own`; the read ones tell."""
+        if len(fields) != self._width:
+            return False
+        for place in self._places:
+            field, pattern = fields[place], own[place]
+            if _NUMBER.fullmatch(pattern.strip()):
+                like = present(field) is None or _NUMBER.fullmatch(field.strip())
+            else:
+                like = field.strip() or not pattern.strip()
+            if not like or field[:1].isspace() and not pattern[:1].isspace():
+                return False
+        return True
+
+    def _split(self, line: str) -> list[str]:
+        """A line's fields, each by itself: quotes that do not pair around it are characters."""
+        line = line.rstrip("\r\n")
+        fields, place = [], 0
+        while True:
+            quoted = self._quoted.match(line, place)
+            end = quoted.end() if quoted else line.find(self._separator, place)
+            end = len(line) if end < 0 else end
+            fields.append(quoted[1].replace('""', '"') if quoted else line[place:end])
+            if end == len(line):
+                return fields
+            place = end + 1
 
     def _text(self, number: int) -> str:
         line = self._data[self._starts[number] : self._ends[number]]

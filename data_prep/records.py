@@ -2,7 +2,9 @@
 
 DuckDB reads the lines that the JSON standard allows. The others go through `record`, which also
 takes what Python writes as JSON (NaN), half a surrogate pair, bytes that are no UTF-8 in a field
-that nobody reads, 2014's Python dicts, and the lines of an array written one object per line.
+that nobody reads, 2014's Python dicts (with bare nan, true and null too), and the lines of an array
+written one object per line. Of what is nested too deep for Python's parsers the inner part is let
+be.
 Of a key that stands twice in a line the last counts, as in Python's and most other readers.
 """
 
@@ -27,6 +29,10 @@ SNIFFED = 100  # non-empty lines looked at before a file is said to be of anothe
 _LITERAL = 2**20  # characters of a Python dict that are parsed
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNDECODED = re.compile("[\udc80-\udcff]")
+_STRING = r"""("[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*')"""
+_BRACKET = re.compile(_STRING + r"|[\[{(\]})]", re.DOTALL)
+_WORD = re.compile(_STRING + r"|-?\b(?:nan|NaN|inf|Infinity|null|true|false)\b|\d_\d", re.DOTALL)
+_PYTHON = {"true": "True", "false": "False", "null": "None"}  # and None for what is no number
 TEXTS = ("user_id", "item_id", "title", "brief")  # columns that no list or object can fill
 Fields = dict[str, list[str]]  # column -> the keys to take it from, the first that is present
 
@@ -52,22 +58,60 @@ def record(text: str) -> tuple[dict[str, Any] | None, str | None]:
             twice.extend(key for key, count in Counter(k for k, _ in members).items() if count > 1)
         return held
 
-    try:
+    def load(written: str) -> Any:
         # What stands twice in an inner object counts too; it costs nothing.
-        value = json.loads(bare, parse_float=str, parse_int=str, object_pairs_hook=pairs)
-    except (ValueError, RecursionError):
-        if "'" not in bare or len(bare) > _LITERAL:
-            return None, None
+        return json.loads(written, parse_float=str, parse_int=str, object_pairs_hook=pairs)
+
+    try:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # escapes that Python will not take for ever
-                value = ast.literal_eval(_SURROGATE.sub("\ufffd", bare))
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return None, None
-        oddity = "Python dict"
+            value = load(bare)
+        except RecursionError:
+            value = load(_shallow(bare))
+    except ValueError:
+        value, oddity = _literal(bare), "Python dict"
     if not isinstance(value, dict):
         return None, None
     return value, "key twice" if twice else oddity
+
+
+def _literal(text: str) -> Any:
+    """The value of a Python literal, also with bare nan or true in it; None if it is none."""
+    if len(text) > _LITERAL:
+        return None
+    python = _WORD.sub(_python, _SURROGATE.sub("\ufffd", text))
+    if python == text and "'" not in text:  # JSON that is broken
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # escapes that Python will not take for ever
+        for written in (python, _shallow(python)):
+            try:
+                return ast.literal_eval(written)
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                continue
+    return None
+
+
+def _python(token: re.Match[str]) -> str:
+    if token[1]:
+        return token[0]
+    # Digits with an underline are a number to Python alone; this way they are none.
+    return "?" if "_" in token[0] else _PYTHON.get(token[0], "None")
+
+
+def _shallow(text: str) -> str:
+    """The text of an object with nothing in the objects and lists that its fields hold."""
+    pieces: list[str] = []
+    depth = start = 0
+    for token in _BRACKET.finditer(text):
+        if token[0] in "[{(":
+            depth += 1
+            if depth == 2:
+                pieces.append(text[start : token.end()])
+        elif token[0] in "]})":
+            if depth == 2:
+                start = token.start()
+            depth -= 1
+    return "".join(pieces) + text[start:] if depth == 0 else ""
 
 
 def sniff(path: Path, formats: dict[str, list[tuple[str, ...]]]) -> str:
@@ -119,6 +163,8 @@ def _hint(line: str) -> str:
     start = line.strip(BLANK)[:2]
     if start in ("[", "[{"):
         return "; a JSON array: write its objects one per line"
+    if line.strip(BLANK).startswith(("{'", "{u'")):
+        return "; a Python dict whose values are no literals: write JSON with json.dumps"
     if start == "{":
         return "; an object over several lines: write it on one"
     return ""
