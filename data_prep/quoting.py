@@ -203,9 +203,9 @@ class Scanner:
         for place in self._places:
             field, pattern = fields[place], own[place]
             if _NUMBER.fullmatch(pattern.strip()):
-                like = present(field) is None or _NUMBER.fullmatch(field.strip())
+                like = present(field) is None or bool(_NUMBER.fullmatch(field.strip()))
             else:
-                like = field.strip() or not pattern.strip()
+                like = bool(field.strip()) or not pattern.strip()
             if not like or field[:1].isspace() and not pattern[:1].isspace():
                 return False
         return True

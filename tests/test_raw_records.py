@@ -133,6 +133,39 @@ def test_python_dicts_of_2014_are_read(tmp_path):
     assert titles(tmp_path / "out")["B2"] == 'It\'s "2"'
 
 
+def test_python_dicts_with_bare_words_are_read(tmp_path):
+    reviews = [
+        f"{{'reviewerID': '{user}', 'asin': '{item}', 'unixReviewTime': {START + k}, "
+        "'overall': nan, 'ok': true}"
+        for user, item, k in PAIRS
+    ]
+    products = [
+        f"{{'asin': 'B{n}', 'title': 'nan, or true {n}', 'price': -inf, 'brand': null}}"
+        for n in range(1, 8)
+    ]
+    meta = prepare(write(tmp_path, reviews, products, "Shop.json"), tmp_path / "out")
+    assert meta["oddities"] == {
+        "interactions": {"Python dict": 12}, "items": {"Python dict": 7}
+    }  # fmt: skip
+    assert meta["interactions"]["accepted"] == 12 and meta["items"]["accepted"] == 7
+    assert titles(tmp_path / "out")["B2"] == "nan, or true 2"
+
+
+def test_python_that_is_no_literal_is_named(tmp_path):
+    write(tmp_path, products=["{'asin': 'B1', 'title': Title(1)}"] * 3)
+    with pytest.raises(FormatError, match="meta_Shop.jsonl: line 1 .*a Python dict whose values"):
+        prepare(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("python", [False, True])
+def test_a_file_whose_every_line_is_deep_is_read(tmp_path, python):
+    deep = "[" * 2000 + "{'a': ')'}" * python + "]" * 2000
+    lines = [f"{str(json.loads(line)) if python else line}"[:-1] + f', "d": {deep}}}'
+             for line in REVIEWS]  # fmt: skip
+    meta = prepare(write(tmp_path, lines), tmp_path / "out")
+    assert meta["interactions"]["accepted"] == 12 and meta["interactions"]["rejected"] == {}
+
+
 def test_an_error_carries_the_first_of_each_reason(tmp_path):
     lines = [*REVIEWS[:2], *(line[:-1] for line in REVIEWS[2:7]), review(user=None)]
     write(tmp_path, lines)

@@ -60,6 +60,103 @@ def test_an_open_quote_in_a_column_that_is_not_read_costs_nothing(tmp_path):
     }  # fmt: skip
 
 
+def reviews(cells, quoted=(), columns=("user", "item", "timestamp", "review")):
+    """A table of 60 rows with a review in its last column, `cells` at their rows; its items."""
+    lines = [list(columns)]
+    for place in range(60):
+        user, item = divmod(place, 20)
+        line = [f"u{user}", str(item + 1), str(START + item), cells.get(place, "fine")]
+        lines.append([f'"{cell}"' if place in quoted and k != 3 else cell
+                      for k, cell in enumerate(line)])  # fmt: skip
+    items = "item,title\n" + "".join(f"{n},Title {n}\n" for n in range(1, 22))
+    return "\n".join(map(",".join, lines)) + "\n", items
+
+
+@pytest.mark.parametrize(
+    ("cells", "quoted"),
+    [
+        ({5: '"', 15: '"'}, ()),
+        ({5: '"fine', 15: 'fine"'}, ()),
+        ({5: '"fine', 6: 'fine"'}, ()),
+        ({5: '"', 15: '"'}, range(6)),
+        ({5: '"fine', 15: 'fine"'}, [5, *range(16, 40)]),
+        ({5: '"', 7: '""', 9: '"', 11: '"good", they say', 30: '"', 59: '"'}, [3]),
+        ({5: '"fine', 7: "fine, really", 8: "", 9: "nan", 15: 'fine"'}, ()),
+    ],
+)
+def test_lone_quotes_that_pair_swallow_no_rows(tmp_path, cells, quoted):
+    table, items = reviews(cells, quoted)
+    meta = prepare(write(tmp_path, table, items), tmp_path / "out")
+    broken = sum("," in cell for cell in cells.values())  # one field too many
+    assert meta["interactions"]["lines"] == 60
+    assert meta["interactions"]["accepted"] == 60 - broken
+    assert meta["oddities"]["interactions"]["quote as a character"] >= 1
+    history = pd.read_parquet(tmp_path / "out/shop/interactions.parquet")
+    assert sorted(set(history.user_id)) == ["u0", "u1", "u2"]
+
+
+@pytest.mark.parametrize("quoted", [(), range(60)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"Great.\nWould buy again"',
+        '"Pros:\n\n- cheap, light, small, red\n- it ""works"""',
+        '"u0 said\nI like it, him, her, and you"',
+        '"never\nagain"',
+        '"first\none,two,three,four\nlast"',
+    ],
+)
+def test_reviews_over_several_lines_stay_one_record(tmp_path, text, quoted):
+    table, items = reviews(dict.fromkeys(range(60), text), quoted)
+    meta = prepare(write(tmp_path, table, items), tmp_path / "out")
+    assert meta["interactions"] == {
+        "lines": 60, "rejected": {}, "accepted": 60, "duplicates": 0
+    }  # fmt: skip
+
+
+def test_text_with_a_line_like_a_row_is_counted(tmp_path):
+    table, items = reviews({5: '"The log:\nu1,2,3,four\nand so on\nand so forth"'})
+    meta = prepare(write(tmp_path, table, items), tmp_path / "out")
+    assert meta["interactions"]["accepted"] == meta["interactions"]["lines"] == 60
+    assert meta["oddities"]["interactions"] == {"text with lines like rows": 1}
+
+
+def test_lone_quotes_of_a_read_column_reject_every_line_between(tmp_path):
+    items = ITEMS + '7,"Seven\n8,Eight\n9,Nine"\n10,Ten\n'
+    meta = prepare(write(tmp_path, items=items), tmp_path / "out")
+    assert meta["items"]["lines"] == 10
+    assert meta["items"]["rejected"] == {"line break in a field": 3}
+
+
+def test_escaped_quotes_over_several_lines_are_one_record(tmp_path):
+    table, items = reviews({5: '"he said\nit is \\"good\\", and\nleft"', 7: '"a \\"b\\""'})
+    meta = prepare(write(tmp_path, table, items), tmp_path / "out")
+    assert meta["interactions"]["accepted"] == meta["interactions"]["lines"] == 60
+    assert meta["oddities"]["interactions"] == {"backslash before a quote": 2}
+
+
+@pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "\ufeffsep=;", "SEP=;"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_first_line_may_name_the_separator(tmp_path, line, end):
+    items = ITEMS.replace(",", ";").replace("Title", "One, two").replace("\n", end)
+    meta = prepare(write(tmp_path, items=line + end + items + f"7;{end}"), tmp_path / "out")
+    assert meta["items"]["rejected"] == {"no title": 1} and meta["items"]["accepted"] == 6
+    assert meta["examples"]["items"]["no title"]["line"] == 9
+    assert titles(tmp_path / "out")["5"] == "One, two 5"
+    write(tmp_path, items=f"{line}{end}item;name{end}")
+    with pytest.raises(FormatError, match="csv: line 2: expected the columns item, title"):
+        prepare(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["", "\ufeff", "\n \n", "sep=;\n", "sep=,"])
+def test_an_empty_table_is_said_to_be_empty(tmp_path, text):
+    write(tmp_path, items=text)
+    (tmp_path / "shop.items.csv").write_text(text)
+    with pytest.raises(FormatError, match="items.csv: the file is empty; expected a CSV header "
+                       "with the columns item, title"):  # fmt: skip
+        prepare(tmp_path, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("line", "title"),
     [
