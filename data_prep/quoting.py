@@ -1,10 +1,11 @@
 """Records of CSV whose quotes are not as the standard asks, line by line.
 
-A record is read as RFC 4180 says where that gives the header's number of fields; else with quotes
-that backslashes escape; else, where quotes stand within a field that no quote opens or do not pair
-in a column that nobody reads, with these quotes as characters. What stays is broken: its own line,
-or, between two quotes of a read column that do not pair, every line, for nobody can tell which of
-them are rows.
+A record is read as RFC 4180 says where that gives the header's number of fields; else, or where it
+takes fewer lines, with quotes that backslashes escape; else, where quotes stand within a field that
+no quote opens or do not pair in a column that nobody reads, with these quotes as characters. What
+stays is broken: its own line, or, between two quotes of a read column that do not pair, every line,
+for nobody can tell which of them are rows. A backslash before a quote in a field without quotes of
+its own is no part of the text.
 
 Two quotes that have nothing to do with each other look like one field over several lines. What lies
 between tells. Of a text, hardly a line has as many fields as the header and, where the record's own
@@ -78,8 +79,8 @@ def _scan(
         if not text.startswith('"', place):
             end = text.find(separator, start)
             if end < 0:
-                return [*fields, text[start:].rstrip("\r\n")], used, over
-            fields.append(text[start:end])
+                return [*fields, _unquoted(text[start:].rstrip("\r\n"))], used, over
+            fields.append(_unquoted(text[start:end]))
             place = end + 1
             continue
         parts: list[str] = []
@@ -115,6 +116,10 @@ def _scan(
         if not text.startswith(separator, place):
             return None, used, over or [len(fields) - 1]
         place += 1
+
+
+def _unquoted(field: str) -> str:
+    return field.replace('\\"', '"')
 
 
 class Scanner:
@@ -156,19 +161,18 @@ class Scanner:
         readings = [standard]
         if any("\\" in self._text(first + k) for k in range(max(standard[1], 1))):
             readings.append(self._read(first, stop, backslash=True))
-        for number, (fields, used, columns) in enumerate(readings):
-            if not used and not ended:
-                return None
-            if fields is None or len(fields) != self._width:
-                continue
-            if used > 1 and self._are_rows(first, used):
-                if not self._is_read(columns):
-                    continue
-                reason = "line break in a field"
-                return used, [self._broken(first + k, reason) for k in range(used)]
-            if number:
+        fitting = [reading for reading in readings if len(reading[0] or []) == self._width]
+        fields, used, columns = min(fitting, key=lambda reading: reading[1], default=(None, 0, []))
+        if used != 1 and not ended and not all(length for _, length, _ in readings):
+            return None
+        are_rows = used > 1 and self._are_rows(first, used)
+        if fields and not are_rows:
+            if fields is not standard[0]:
                 self._oddities["backslash before a quote"] += 1
             return used, [self._row(first, fields)]
+        if are_rows and self._is_read(columns):
+            reason = "line break in a field"
+            return used, [self._broken(first + k, reason) for k in range(used)]
         _, used, columns = standard
         literal = self._split(line)
         if len(literal) == self._width and (used == 1 or not self._is_read(columns)):
@@ -218,7 +222,7 @@ class Scanner:
             quoted = self._quoted.match(line, place)
             end = quoted.end() if quoted else line.find(self._separator, place)
             end = len(line) if end < 0 else end
-            fields.append(quoted[1].replace('""', '"') if quoted else line[place:end])
+            fields.append(quoted[1].replace('""', '"') if quoted else _unquoted(line[place:end]))
             if end == len(line):
                 return fields
             place = end + 1

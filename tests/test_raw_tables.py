@@ -168,6 +168,7 @@ def test_an_empty_table_is_said_to_be_empty(tmp_path, text):
         ('5, "spaced, too" ', "spaced, too"),
         ('5,"ends with a backslash\\"', "ends with a backslash\\"),
         ("5,it's", "it's"),
+        ('5,12\\" ruler', '12" ruler'),
     ],
 )
 def test_a_title_is_as_its_writer_meant_it(tmp_path, line, title):
