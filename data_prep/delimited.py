@@ -6,6 +6,7 @@ if any, open and close around whole fields (`whole_lines`). The others pass one 
 without a word.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def table_batches(
     named, start = named_separator(first)
     if named:
         first, line = first[start:] or next(pieces, b""), 2
-    if not first.strip() and not any(piece.strip() for piece in pieces):
+    if not any(data and not data.isspace() for data in itertools.chain([first], pieces)):
         raise FormatError(
             f"{path}: the file is empty; expected a CSV header with the columns "
             f"{', '.join(required)}"
