@@ -159,7 +159,8 @@ class Scanner:
             return 1, [self._broken(first, "broken line")]
         standard = self._read(first, stop, backslash=False)
         readings = [standard]
-        if any("\\" in self._text(first + k) for k in range(max(standard[1], 1))):
+        last = first + standard[1] if standard[1] else stop
+        if self._data.find(b"\\", self._starts[first], self._ends[last - 1]) >= 0:
             readings.append(self._read(first, stop, backslash=True))
         fitting = [reading for reading in readings if len(reading[0] or []) == self._width]
         fields, used, columns = min(fitting, key=lambda reading: reading[1], default=(None, 0, []))
