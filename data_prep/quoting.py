@@ -193,10 +193,10 @@ class Scanner:
 
     def _are_rows(self, first: int, used: int) -> bool:
         """Whether the lines of what may be one record are rows of their own, most of them."""
-        own = self._split(self._text(first))
+        own, *others = (self._cells(self._text(first + k)) for k in range(used))
         if len(own) != self._width:
             return False
-        like = sum(self._is_like(self._split(self._text(first + k)), own) for k in range(1, used))
+        like = sum(self._is_like(cells, own) for cells in others)
         if like and 2 * like < used:
             self._oddities["text with lines like rows"] += 1
         return 2 * like >= used
@@ -214,6 +214,11 @@ class Scanner:
             if not like or field[:1].isspace() and not pattern[:1].isspace():
                 return False
         return True
+
+    def _cells(self, line: str) -> list[str]:
+        """A line's fields to look at: split at every separator where that alone gives the width."""
+        fields = self._split(line)
+        return fields if len(fields) == self._width else line.split(self._separator)
 
     def _split(self, line: str) -> list[str]:
         """A line's fields, each by itself: quotes that do not pair around it are characters."""

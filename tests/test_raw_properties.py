@@ -108,7 +108,8 @@ def test_stray_and_lone_quotes_lose_no_line(
     read = read_back(tmp_path_factory, end.join(lines) + end, block)
     assert [row["line"] for row in read] == list(range(2, len(table) + 2))
     for row, (item, note, title, more) in zip(read, table, strict=True):
-        if '"' not in note + more:
+        # A row is lost at most to a title whose quotes do not pair.
+        if '"' not in note + more and (quoted_title or not any('"' in row[2] for row in table)):
             assert row["broken"] is None
         if row["broken"] is None:
             meant = title if quoted_title else title.replace('\\"', '"')
