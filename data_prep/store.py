@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from . import missing
+from .folders import is_of_disk
 from .reading import FormatError
 from .settings import Settings
 from .times import LATEST, OUT_OF_RANGE, Times, kind_sql
@@ -230,6 +231,8 @@ class Store:
                     f"SELECT *, CASE {reason} ELSE dropped END AS reason FROM ({shaped})"
                 )
             except duckdb.Error as error:
+                if is_of_disk(error):
+                    raise
                 raise FormatError(
                     f"{self.files[table]}: lines {self.lines[table] + 1} to "
                     f"{self.lines[table] + batch.num_rows} cannot be read "
@@ -295,7 +298,8 @@ class RawFormat(Protocol):
         """Domain -> its files, sorted by domain; files of other domains than `domains` are let be.
 
         Raises FileNotFoundError if there is no domain or one lacks a file, and FormatError if a
-        file is there twice.
+        file is there twice. A reader that lets files without their other half be has half_pairs,
+        which maps their names to what is expected beside them.
         """
 
     def load(self, store: Store, files: Files, settings: Settings) -> None:
