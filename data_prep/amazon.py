@@ -38,30 +38,47 @@ _FIELDS: dict[str, tuple[str, list[str], str, str]] = {
 def find(folder: Path, domains: list[str] | None = None) -> dict[str, Files]:
     """Category in lower case -> its files, sorted; with `domains`, these alone are looked at.
 
-    A file without its other half whose lines are neither reviews nor products is let be.
+    Without `domains`, a file without its other half is let be beside a complete category; with
+    them, or where none is complete, one whose lines are neither reviews nor products.
     Raises FileNotFoundError if there is no category or one lacks one of its two files, and
     FormatError if a category's reviews or meta are there twice.
     """
+    categories = _categories(folder)
+    pairs = {
+        category: Files(roles["reviews"][0], roles["meta"][0])
+        for category, roles in categories.items()
+        if all(roles.values())
+    }
+    for category, roles in categories.items():
+        asked = category in domains if domains is not None else category in pairs or not pairs
+        if asked and (category in pairs or _is_of_amazon(roles)):
+            _check(folder, category, roles)
+    if not pairs:
+        raise FileNotFoundError(
+            f"{folder}: expected <Category>.json(l).gz and meta_<Category>.json(l).gz, found none"
+        )
+    return pairs
+
+
+def half_pairs(folder: Path) -> dict[str, str]:
+    """Name of each file of reviews or products that lacks its other half -> what is expected."""
+    return {
+        path.name: _lack(category, roles)
+        for category, roles in _categories(folder).items()
+        if not all(roles.values()) and _is_of_amazon(roles)
+        for paths in roles.values()
+        for path in paths
+    }
+
+
+def _categories(folder: Path) -> dict[str, dict[str, list[Path]]]:
     categories: dict[str, dict[str, list[Path]]] = {}
     for path in sorted(folder.glob("*.json*")):
         match = _NAME.fullmatch(path.name)
         if match and path.is_file() and not _BESIDE.fullmatch(path.name):
             roles = categories.setdefault(match[2].lower(), {"reviews": [], "meta": []})
             roles["meta" if match[1] else "reviews"].append(path)
-    pairs = {}
-    for category, roles in sorted(categories.items()):
-        complete = all(roles.values())
-        if domains is None or category in domains:
-            if not complete and not _is_of_amazon(roles):
-                continue
-            _check(folder, category, roles)
-        if complete:
-            pairs[category] = Files(roles["reviews"][0], roles["meta"][0])
-    if not pairs:
-        raise FileNotFoundError(
-            f"{folder}: expected <Category>.json(l).gz and meta_<Category>.json(l).gz, found none"
-        )
-    return pairs
+    return dict(sorted(categories.items()))
 
 
 def _is_of_amazon(roles: dict[str, list[Path]]) -> bool:
@@ -81,16 +98,17 @@ def _check(folder: Path, category: str, roles: dict[str, list[Path]]) -> None:
             raise FormatError(
                 f"{paths[1]}: {paths[0].name} holds the same category's {role}; keep one of them"
             )
+    if not all(roles.values()):
+        raise FileNotFoundError(f"{folder}: {_lack(category, roles)}")
+
+
+def _lack(category: str, roles: dict[str, list[Path]]) -> str:
     if not roles["meta"]:
         name = roles["reviews"][0].name
         expected = "meta_" + name.removeprefix("reviews_").replace("_5.json", ".json")
-        raise FileNotFoundError(f"{folder}: expected {expected} beside {name}")
-    if not roles["reviews"]:
-        name = roles["meta"][0].name
-        raise FileNotFoundError(
-            f"{folder}: expected the reviews of {category} beside {name}, "
-            f"as {name.removeprefix('meta_')}"
-        )
+        return f"expected {expected} beside {name}"
+    name = roles["meta"][0].name
+    return f"expected the reviews of {category} beside {name}, as {name.removeprefix('meta_')}"
 
 
 def load(store: Store, files: Files, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .catalogue import join_items
 from .export import EmptyDomainError, write_domain
-from .folders import remove
+from .folders import is_of_disk, remove
 from .reading import FormatError
 from .settings import Settings
 from .store import Files, RawFormat, Store
@@ -27,12 +27,14 @@ def prepare_domain(
 
     files: the domain's raw files, as the reader finds them.
     Raises FormatError for a file of another format, EmptyDomainError if the filter leaves nothing
-    or fewer items than a candidate list needs, FileNotFoundError for a missing file.
+    or fewer items than a candidate list needs, FileNotFoundError for a missing file, and what disk
+    and memory refuse as DuckDB and the system say it.
     """
     work = folder / "work"
     work.mkdir(parents=True)
-    store = Store(work, settings, files)
+    store = None
     try:
+        store = Store(work, settings, files)
         steps = tqdm(
             total=5, desc=f"{dataset}/{domain}", leave=False, disable=not settings.progress
         )
@@ -55,12 +57,15 @@ def prepare_domain(
             meta |= write_domain(store, folder, settings, f"{dataset}/{domain}")
             steps.update()
     except duckdb.Error as error:
+        if is_of_disk(error):
+            raise
         raise FormatError(
             f"{files.interactions} with {files.items.name} cannot be prepared "
             f"({str(error).splitlines()[0]})"
         ) from error
     finally:
-        store.close()
+        if store is not None:
+            store.close()
     remove(work)
     text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
     (folder / "meta.json").write_text(text, encoding="utf-8")
@@ -175,10 +180,10 @@ def _filter(store: Store, settings: Settings, name: str) -> dict:
         steps.append(_size(store, "core filter after max_users", _LIVE))
     if not steps[-1]["interactions"]:
         raise EmptyDomainError(
-            f"{name}: the core filter (user_core {settings.user_core}, item_core "
-            f"{settings.item_core}) leaves none of {steps[0]['users']} users, "
-            f"{steps[0]['items']} items and {steps[0]['interactions']} interactions; lower it"
-            + store.losses()
+            f"{name}, from {store.files['interactions']}: the core filter (user_core "
+            f"{settings.user_core}, item_core {settings.item_core}) leaves none of "
+            f"{steps[0]['users']} users, {steps[0]['items']} items and "
+            f"{steps[0]['interactions']} interactions; lower it" + store.losses()
         )
     return {"steps": steps, "filter_rounds": rounds}
 

@@ -61,8 +61,8 @@ def write_domain(store: Store, folder: Path, settings: Settings, name: str) -> d
     )
     if len(items) <= settings.negatives:
         raise EmptyDomainError(
-            f"{name}: {len(items)} items are left, expected more than negatives "
-            f"({settings.negatives}) of them{store.losses()}"
+            f"{name}, from {store.files['interactions']}: {len(items)} items are left, "
+            f"expected more than negatives ({settings.negatives}) of them{store.losses()}"
         )
     ids = "FROM final JOIN final_users USING (u) JOIN final_items USING (i)"
     _write(

@@ -44,23 +44,21 @@ def find(folder: Path, domains: list[str] | None = None) -> dict[str, Files]:
     """Genre -> its files, sorted; with `domains`, these alone are looked at.
 
     Where a folder holds no genre's files, or `domains` names what only the whole set has, the
-    genres are parts of the whole set, or without a genre file it is one domain, "all".
+    genres are parts of the whole set, or without a genre file it is one domain, "all". Without
+    `domains`, a file without its other half is let be beside a complete genre or the whole set.
     Raises FileNotFoundError if there is no genre or a genre lacks one of its two files, and
     FormatError if a file is there twice (plain and gz).
     """
-    tables: dict[str, dict[str, list[Path]]] = {}
-    for path in sorted(folder.glob("goodreads_*")):
-        match = _NAME.fullmatch(path.name)
-        if match and path.name.removesuffix(".gz") not in _WHOLE.values():
-            roles = tables.setdefault(match[2], {"books": [], "interactions": []})
-            roles[match[1]].append(path)
-    pairs = {}
-    for genre, roles in sorted(tables.items()):
-        if domains is None or genre in domains:
+    genres, parts = _genres(folder), _parts(folder)
+    pairs = {
+        genre: Files(roles["interactions"][0], roles["books"][0])
+        for genre, roles in genres.items()
+        if all(roles.values())
+    }
+    for genre, roles in genres.items():
+        complete = pairs or parts
+        if genre in domains if domains is not None else genre in pairs or not complete:
             _check(folder, genre, roles)
-        if all(roles.values()):
-            pairs[genre] = Files(roles["interactions"][0], roles["books"][0])
-    parts = _parts(folder)
     if domains is not None:
         pairs |= {name: files for name, files in parts.items() if name not in pairs}
     elif not pairs:
@@ -73,16 +71,39 @@ def find(folder: Path, domains: list[str] | None = None) -> dict[str, Files]:
     return dict(sorted(pairs.items()))
 
 
+def half_pairs(folder: Path) -> dict[str, str]:
+    """Name of each file of a genre that lacks its other half -> what is expected."""
+    return {
+        path.name: _lack(genre, roles)
+        for genre, roles in _genres(folder).items()
+        if not all(roles.values())
+        for paths in roles.values()
+        for path in paths
+    }
+
+
+def _genres(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    genres: dict[str, dict[str, list[Path]]] = {}
+    for path in sorted(folder.glob("goodreads_*")):
+        match = _NAME.fullmatch(path.name)
+        if match and path.name.removesuffix(".gz") not in _WHOLE.values():
+            roles = genres.setdefault(match[2], {"books": [], "interactions": []})
+            roles[match[1]].append(path)
+    return dict(sorted(genres.items()))
+
+
 def _check(folder: Path, genre: str, roles: dict[str, list[Path]]) -> None:
     for paths in roles.values():
         if len(paths) > 1:
             raise FormatError(f"{paths[1]}: the same file as {paths[0].name}; keep one of them")
-    for role, paths in roles.items():
-        if not paths:
-            (other,) = [paths for paths in roles.values() if paths]
-            raise FileNotFoundError(
-                f"{folder}: expected goodreads_{role}_{genre}.json.gz beside {other[0].name}"
-            )
+    if not all(roles.values()):
+        raise FileNotFoundError(f"{folder}: {_lack(genre, roles)}")
+
+
+def _lack(genre: str, roles: dict[str, list[Path]]) -> str:
+    (role,) = [role for role, paths in roles.items() if not paths]
+    (other,) = [paths for paths in roles.values() if paths]
+    return f"expected goodreads_{role}_{genre}.json.gz beside {other[0].name}"
 
 
 def _parts(folder: Path) -> dict[str, Files]:

@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from . import missing
+from .folders import is_of_disk
 from .reading import FormatError
 from .settings import Settings
 from .times import LATEST, OUT_OF_RANGE, Times, kind_sql
@@ -137,7 +138,7 @@ class Store:
                 CASE WHEN position IS NOT NULL AND place = floor(place)
                     THEN try_cast(position AS BIGINT) END AS slot
             FROM (SELECT *, CASE WHEN moment IS NULL THEN {_NUMBER.format("time")} END AS number,
-                {_NUMBER.format("position")} AS place
+                {_NUMBER.format("position")} AS place, {_NUMBER.format("rating")} AS stars
             FROM (SELECT * REPLACE (present(user_id) AS user_id, present(item_id) AS item_id,
                 present(rating) AS rating, present(time) AS time, present(position) AS position)
             FROM fields))"""
@@ -162,14 +163,9 @@ class Store:
                 OUT_OF_RANGE.format(time),
                 "time",
             ),
-            (
-                f"rating IS NOT NULL AND {_NUMBER.format('rating')} IS NULL",
-                "unreadable rating",
-                "rating",
-            ),
         ]
         insert = """INSERT INTO interactions SELECT user_id, item_id,
-            try_cast(rating AS DOUBLE), moment, number, slot, line FROM sorted
+            stars, moment, number, slot, line FROM sorted
             WHERE reason IS NULL"""
         self._add("interactions", batches, fields, shaped, reasons, [insert])
         self.times.settle()
@@ -235,6 +231,8 @@ class Store:
                     f"SELECT *, CASE {reason} ELSE dropped END AS reason FROM ({shaped})"
                 )
             except duckdb.Error as error:
+                if is_of_disk(error):
+                    raise
                 raise FormatError(
                     f"{self.files[table]}: lines {self.lines[table] + 1} to "
                     f"{self.lines[table] + batch.num_rows} cannot be read "
@@ -249,24 +247,37 @@ class Store:
             ).fetchall():
                 self.reject(table, *row)
             if table == "interactions":
+                self._note_ratings()
                 self.times.note(self.connection)
             for insert in inserts:
                 run(insert)
         run("DROP TABLE IF EXISTS sorted")
 
+    def _note_ratings(self) -> None:
+        """Count the ratings of accepted rows that are no number: nothing uses them, so they become
+        null and cost no line."""
+        (unreadable,) = self.fetch_row(
+            "SELECT count(*) FROM sorted WHERE reason IS NULL AND rating IS NOT NULL "
+            "AND stars IS NULL"
+        )
+        if unreadable:
+            self.oddities["interactions"]["unreadable rating"] += unreadable
+
     def why(self, table: str) -> str:
         """A table's rejections in one clause: counts by reason, the first line of each."""
-        return ", ".join(
-            f"{count} {reason} (first: line {example.line}"
-            + (f", {example.value!r})" if example.value else ")")
-            for reason, count in self.rejected[table].most_common()
-            for example in [self.examples[table][reason]]
-        )
+        clauses = []
+        for reason, count in self.rejected[table].most_common():
+            line, value = self.examples[table][reason]
+            clause = f"{count} {reason} (first: line {line}" + (f", {value!r})" if value else ")")
+            if reason == f"unreadable {self.times.name}" and any(map(str.isdigit, value)):
+                clause += ": expected a number since 1970 or a date; write dates as 2014-12-31"
+            clauses.append(clause)
+        return ", ".join(clauses)
 
     def losses(self) -> str:
         """What the files have lost before, for an error that says that too little is left."""
         return "".join(
-            f"; {path.name}: {self.rejected[table].total()} of {self.lines[table]} lines were "
+            f"; {path}: {self.rejected[table].total()} of {self.lines[table]} lines were "
             f"rejected: {self.why(table)}"
             for table, path in self.files.items()
             if self.rejected[table]
@@ -287,7 +298,8 @@ class RawFormat(Protocol):
         """Domain -> its files, sorted by domain; files of other domains than `domains` are let be.
 
         Raises FileNotFoundError if there is no domain or one lacks a file, and FormatError if a
-        file is there twice.
+        file is there twice. A reader that lets files without their other half be has half_pairs,
+        which maps their names to what is expected beside them.
         """
 
     def load(self, store: Store, files: Files, settings: Settings) -> None:

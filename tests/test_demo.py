@@ -1,5 +1,7 @@
 """Data for a notebook that is opened first: the demo's are generated, no other folder's are."""
 
+import shutil
+
 import pytest
 
 import data_prep
@@ -12,6 +14,12 @@ def test_only_the_demo_s_absent_data_are_generated(tmp_path, monkeypatch, capsys
     with pytest.raises(FileNotFoundError, match="results/dmo/data/goodreads: run .* 01_prepare"):
         prepared_or_generated("../results/dmo", "goodreads")
     assert not (tmp_path / "results").exists()
+    for folder in ("dome", "library", "dome/data/goodreads", "library/data/amazon"):
+        (tmp_path / "results" / folder).mkdir(parents=True, exist_ok=True)
+    for name, folder in (("goodreads", "dome/data/goodreads"), ("movies", "dome")):
+        with pytest.raises(FileNotFoundError, match=f"is there is ../results/{folder}$"):
+            prepared_or_generated("../results/dmo", name)
+    shutil.rmtree(tmp_path / "results")
 
     calls = []
     prepare = data_prep.prepare

@@ -185,11 +185,17 @@ def test_a_failed_run_leaves_the_earlier_domain(tmp_path):
     folder = write_plain(tmp_path / "raw", dense())
     prepared(folder, tmp_path / "out", negatives=5)
     before = digests(tmp_path / "out")
-    with pytest.raises(EmptyDomainError, match="12 items are left, expected more than negatives"):
+    with pytest.raises(
+        EmptyDomainError,
+        match=r"raw/shop.interactions.csv: 12 items are left, expected more than negatives",
+    ):
         prepared(folder, tmp_path / "out", negatives=12)
     assert digests(tmp_path / "out") == before
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", "shop"}
-    with pytest.raises(EmptyDomainError, match="leaves none of 30 users, 12 items and 180 inter"):
+    with pytest.raises(
+        EmptyDomainError,
+        match="raw/shop.interactions.csv: the core .* leaves none of 30 users, 12 items and 180 i",
+    ):
         prepared(folder, tmp_path / "out", user_core=7)
     assert digests(tmp_path / "out") == before
 

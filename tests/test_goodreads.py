@@ -94,14 +94,14 @@ def test_rejections_are_counted_exactly(tmp_path, end):
             "missing date_added": 1,
             "missing user_id": 2,
             "unreadable date_added": 1,
-            "unreadable rating": 1,
             "item without title": 2,
             "item not in the items file": 1,
         },
-        "accepted": 9,
-        "duplicates": 1,
+        "accepted": 10,
+        "duplicates": 2,
     }
-    assert sum(meta["interactions"]["rejected"].values()) + 9 == 24
+    assert meta["oddities"]["interactions"] == {"unreadable rating": 1}
+    assert sum(meta["interactions"]["rejected"].values()) + 10 == 24
     assert meta["items"] == {
         "lines": 10,
         "rejected": {"broken line": 1, "missing book_id": 1, "no title": 2, "repeated item": 1},

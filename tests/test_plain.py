@@ -132,13 +132,13 @@ def test_rejections_are_counted_exactly(tmp_path):
             "missing user": 1,
             "timestamp out of range (before 1970 or after 2099)": 2,
             "unreadable position": 1,
-            "unreadable rating": 2,
             "unreadable timestamp": 1,
             "item not in the items file": 1,
         },
-        "accepted": 12,
-        "duplicates": 0,
+        "accepted": 14,
+        "duplicates": 2,
     }
+    assert meta["oddities"]["interactions"] == {"unreadable rating": 2}
     assert meta["items"]["lines"] == 10
     assert meta["items"]["rejected"] == {
         "broken line": 1,

@@ -93,13 +93,18 @@ def test_the_files_carry_the_published_names_and_fields(dumps):
 
 
 def test_every_fault_is_found_by_the_reader(dumps, tmp_path):
-    for dataset, faults in (("goodreads", 10), ("amazon", 10)):
+    # Amazon's copy of a line with another rating is a duplicate.
+    for dataset, faults, duplicates, odd in (
+        ("goodreads", 10, 2, {}),
+        ("amazon", 9, 3, {"unreadable rating": 1}),
+    ):
         data_prep.prepare(dataset, dumps / dataset, tmp_path, user_core=3, item_core=1,
                           negatives=9, progress=False)  # fmt: skip
         for domain in planted.DATASETS[dataset]:
             meta = json.loads((tmp_path / domain / "meta.json").read_text())
             assert sum(meta["interactions"]["rejected"].values()) == faults
-            assert meta["interactions"]["duplicates"] == 2
+            assert meta["interactions"]["duplicates"] == duplicates
+            assert meta["oddities"]["interactions"] == odd
             assert meta["items"]["rejected"] == {"broken line": 1, "no title": 2,
                                                  "repeated item": 1}  # fmt: skip
             assert meta["result"]["users"] == SMALL["users"]

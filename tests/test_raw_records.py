@@ -246,9 +246,39 @@ def test_stray_files_are_let_be_and_listed(tmp_path):
     assert manifest["left_alone"] == ["._Shop.jsonl", "asin2category.json", "notes.json"]
     (tmp_path / "Toys.jsonl").write_text(REVIEWS[0] + "\n")
     with pytest.raises(FileNotFoundError, match="expected meta_Toys.jsonl beside Toys.jsonl"):
-        prepare(tmp_path, tmp_path / "out")
+        prepare(tmp_path, tmp_path / "out", domains=["toys"])
     prepare(tmp_path, tmp_path / "out", domains=["shop"])
     assert list(amazon.find(tmp_path, ["shop"])) == ["shop"]
+
+
+def test_half_pairs_beside_a_whole_one_are_let_be_and_listed_with_the_reason(tmp_path):
+    raw, out = write(tmp_path / "raw"), tmp_path / "out"
+    named = {
+        "All_Amazon_Review.json": "expected meta_All_Amazon_Review.json beside",
+        "All_Amazon_Review_5.json": "expected meta_All_Amazon_Review.json beside",
+        "aggressive_dedup.json": "expected meta_aggressive_dedup.json beside aggressive_dedup.json",
+        "kcore_5.json": "expected meta_kcore.json beside kcore_5.json",
+        "meta_Toys.jsonl": "expected the reviews of toys beside meta_Toys.jsonl, as Toys.jsonl",
+    }
+    for name in named:
+        lines = PRODUCTS if name.startswith("meta_") else REVIEWS
+        (raw / name).write_text("\n".join(lines) + "\n")
+    (raw / "All_Amazon_Meta.json").write_text("\n".join(PRODUCTS) + "\n")
+    with pytest.warns(UserWarning, match="kcore_5.json is left alone: expected meta_kcore.json"):
+        prepare(raw, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert list(manifest["domains"]) == ["shop"]
+    assert manifest["left_alone"] == sorted([*named, "All_Amazon_Meta.json"])
+    assert manifest["half_pairs"].keys() == named.keys()
+    assert all(said.startswith(named[name]) for name, said in manifest["half_pairs"].items())
+    # Without a whole one the halves are the mistake.
+    for path in (*raw.glob("*hop.jsonl"), raw / "aggressive_dedup.json"):
+        path.unlink()
+    with pytest.raises(FormatError, match="All_Amazon_Review.json holds the same category's"):
+        prepare(raw, out)
+    (raw / "All_Amazon_Review_5.json").unlink()
+    with pytest.raises(FileNotFoundError, match="expected meta_All_Amazon_Review.json beside"):
+        prepare(raw, out)
 
 
 def shelf(user, book, second):
@@ -283,12 +313,26 @@ def test_the_whole_of_goodreads_is_one_domain_or_parts(tmp_path):
     meta = json.loads((tmp_path / "out/poetry/meta.json").read_text())
     assert meta["interactions"]["rejected"] == {"book of another genre": 1}
     assert not (tmp_path / "out/all").exists()
+    for name in ("books_dedup", "books_genres", "interactions_fiction"):
+        (tmp_path / f"goodreads_{name}.json").write_text("{}\n")
+    assert list(goodreads.find(tmp_path)) == sorted(goodreads.GENRES)
     # A genre's own files come before its part of the whole set.
     for role, name in (("interactions", "interactions_dedup"), ("books", "books")):
         shutil.copy(tmp_path / f"goodreads_{name}.json.gz",
                     tmp_path / f"goodreads_{role}_poetry.json.gz")  # fmt: skip
     assert goodreads.find(tmp_path)["poetry"].part is None
     assert list(goodreads.find(tmp_path)) == ["poetry"]
+    with pytest.warns(UserWarning, match="is left alone: expected goodreads_"):
+        data_prep.prepare("goodreads", tmp_path, tmp_path / "out", **CHOICE)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert list(manifest["domains"]) == ["poetry"]
+    half = "goodreads_interactions_fiction.json"
+    assert manifest["half_pairs"][half] == f"expected goodreads_books_fiction.json.gz beside {half}"
+    assert len(manifest["half_pairs"]) == 3 and set(manifest["half_pairs"]) <= {
+        *manifest["left_alone"]
+    }
+    with pytest.raises(FileNotFoundError, match=f"books_fiction.json.gz beside {half}"):
+        goodreads.find(tmp_path, ["fiction"])
 
 
 def test_volumes_of_a_series_stay_apart_where_another_field_drops_the_mark(tmp_path):

@@ -1,7 +1,9 @@
 """Tables as they are in the world: quotes, separators, line ends, missing words, times, Parquet."""
 
 import json
+from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pytest
 import data_prep
 from data_prep import EmptyDomainError, FormatError, reading
 from data_prep.missing import WORDS, present
+from data_prep.times import Times
 
 START = 1_400_000_000
 ITEMS = "item,title\n" + "".join(f"{n},Title {n}\n" for n in range(1, 7))
@@ -254,6 +257,31 @@ def test_the_unit_of_times_is_that_of_the_column(tmp_path, unit, scale):
         (["20141231", "20150101", "20150215", "20150302"], "days written as YYYYMMDD"),
         (["2011", "2012", "2013", "2014"], "years"),
         (["41990", "41991.5", "42000", "42030"], "day numbers of a spreadsheet"),
+        (["201412", "201501", "201502", "201503"], "months written as YYYYMM"),
+        (["141231", "150101", "150215", "150302"], "days written as YYMMDD"),
+        (["001231", "000101", "000215", "010302"], "days written as YYMMDD"),
+        (["311214", "010115", "150215", "020315"], "days written as DDMMYY"),
+        (["123114", "011515", "021515", "031615"], "days written as MMDDYY"),
+        (["2014123115", "2015010109", "2015021500", "2015030223"], "times written as YYYYMMDDHH"),
+        (["201412311530", "201501010900", "201502150000", "201503022359"], "as YYYYMMDDHHMM"),
+        (["311220141530", "010120150900", "150220150000", "020320152359"], "as DDMMYYYYHHMM"),
+        (["141231153000", "150101090000", "150215000000", "150302235959"], "as YYMMDDHHMMSS"),
+        (
+            ["20141231153000", "20150101090000", "20150215000000", "20150302235959"],
+            "times written as YYYYMMDDHHMMSS",
+        ),
+        (
+            ["20141231153000123", "20150101090000000", "20150215000000999", "20150302235959001"],
+            "times written as YYYYMMDDHHMMSSFFF",
+        ),
+        (
+            ["2014", "2015", "20150215", "20150302"],
+            "years (line 2: '2014') and days written as YYYYMMDD (line 4: '20150215')",
+        ),
+        (
+            ["20141231", "201501010900", "201502150000", "20150302"],
+            "times written as YYYYMMDDHHMM (line 3: '201501010900')",
+        ),
     ],
 )
 def test_numbers_that_are_no_times_are_refused(tmp_path, values, hint):
@@ -262,6 +290,63 @@ def test_numbers_that_are_no_times_are_refused(tmp_path, values, hint):
         prepare(tmp_path, tmp_path / "out")
     said = str(error.value)
     assert f"shop.interactions.csv: line 2: timestamp '{values[0]}'" in said and hint in said
+
+
+@pytest.mark.parametrize(
+    "values", [range(1, 5), range(100, 104), range(101, 105), range(1000, 1004), range(5, 400, 99),
+               [11, 222, 3333, 123456], [10, 100, 1_000, 10_000]]
+)  # fmt: skip
+def test_small_numbers_are_an_order(tmp_path, values):
+    meta = prepare(write(tmp_path, interactions(values.__getitem__)), tmp_path / "out")
+    assert meta["interactions"]["accepted"] == 12 and meta["time"]["unit"] == "seconds"
+    history = pd.read_parquet(tmp_path / "out/shop/interactions.parquet")
+    assert history.timestamp.tolist() == list(values) * 3
+
+
+def test_a_counter_of_a_long_file_is_an_order():
+    connection = duckdb.connect()
+    for start, stop in ((0, 10**6), (1, 1000), (10_000, 20_000), (100_000, 110_000)):
+        connection.execute(
+            "CREATE OR REPLACE TABLE sorted AS SELECT NULL::DOUBLE AS moment, n::DOUBLE AS number, "
+            f"n::VARCHAR AS time, n AS line, NULL AS reason FROM range({start}, {stop}) t(n)"
+        )
+        column = Times("time", Path("a file"))
+        column.note(connection)
+        column.settle()
+        assert column.unit == "seconds" and column.groups["early"] == stop - start
+
+
+def test_times_among_dates_written_as_numbers(tmp_path):
+    half = interactions(lambda k: f"2015010{k + 1}090000" if k % 2 else (START + k) * 10**6)
+    with pytest.raises(FormatError) as error:
+        prepare(write(tmp_path, half), tmp_path / "out")
+    assert f"6 microseconds (line 2: '{START}000000'), 6 dates written as numbers (line 3: " in str(
+        error.value
+    )
+    table = interactions(lambda k: (START + k) * 10**6) + "u1,6,20150101090000\n"
+    meta = prepare(write(tmp_path, table), tmp_path / "out")
+    assert meta["interactions"]["rejected"] == {"timestamp in another unit": 1}
+    assert meta["examples"]["interactions"]["timestamp in another unit"]["value"][:8] == "20150101"
+    assert meta["time"]["unit"] == "microseconds"
+
+
+@pytest.mark.parametrize("date", ["31.12.2014", "12/31/2014", "31-12-2014 15:30", "31 Dec 2014"])
+def test_a_date_that_is_no_iso_date_is_answered_with_one(tmp_path, date):
+    with pytest.raises(FormatError) as error:
+        prepare(write(tmp_path, interactions(lambda k: date)), tmp_path / "out")
+    said = str(error.value)
+    assert f"line 2, '{date}'" in said and "write dates as 2014-12-31" in said
+
+
+@pytest.mark.parametrize("rating", ["na", "-", '"4,5"', "five", "inf", "1_0", "4/5"])
+def test_a_rating_costs_no_line(tmp_path, rating):
+    table = "user,item,rating,timestamp\n"
+    table += "".join(f"{u},{i},{rating if k else 3},{t}\n" for k, (u, i, t) in enumerate(rows()))
+    meta = prepare(write(tmp_path, table), tmp_path / "out")
+    assert meta["interactions"]["accepted"] == 12 and not meta["interactions"]["rejected"]
+    assert meta["oddities"]["interactions"] == {"unreadable rating": 11}
+    history = pd.read_parquet(tmp_path / "out/shop/interactions.parquet")
+    assert history.rating.dropna().tolist() == [3.0] and len(history) == 12
 
 
 def test_units_that_are_mixed_are_refused_and_a_slip_is_rejected(tmp_path):
@@ -291,8 +376,8 @@ def test_numbers_are_read_strictly(tmp_path):
 def test_an_error_that_leaves_nothing_says_why(tmp_path):
     table = "user,item,timestamp\n" + "".join(f"{u},{i},soon\n" for u, i, _ in rows())
     write(tmp_path, table + f"u1,1,{START}\n")
-    with pytest.raises(EmptyDomainError, match=r"interactions.csv: 12 of 13 lines were rejected: "
-                       r"12 unreadable timestamp \(first: line 2, 'soon'\)"):  # fmt: skip
+    lost = r"12 of 13 lines were rejected: 12 unreadable timestamp \(first: line 2, 'soon'\)"
+    with pytest.raises(EmptyDomainError, match=f"{tmp_path}/shop.interactions.csv: {lost}"):
         prepare(tmp_path, tmp_path / "out")
     write(tmp_path, items=ITEMS.replace("\n", ".0\n").replace("item,title.0", "item,title")
           .replace(",Title", ".0,Title"))  # fmt: skip
