@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import save
 from torch import Tensor
 
+from fedecider import integrity
 from fedecider.direction import LowRank
 from fedecider.engine.backbone import Backbone
 from fedecider.engine.files import atomic
@@ -132,22 +133,26 @@ class Adapter:
     def save(self, folder: Path, entries: dict[str, Any] | None = None) -> None:
         """The adapter as PEFT writes it: adapter_config.json, adapter_model.safetensors.
 
-        The configuration names the exact base and a digest of its weights; `entries` go into its
-        field `auto_mapping`, which PEFT leaves alone.
+        The configuration names the exact base and, as `revision`, a hub model's commit or a digest
+        of the weights: PEFT's Auto classes ask the hub for that commit, read a folder of that name
+        whatever the digest, and find a digest nowhere on the hub. `entries`, with digests of the
+        tensor files in the folder, go into the field `auto_mapping`, which PEFT leaves alone.
         """
         config = self.peft.peft_config["default"].to_dict()
         config = {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
         config |= {
             "base_model_name_or_path": exact_name(self.backbone.name),
-            "revision": self.backbone.weights or None,
+            "revision": self.backbone.weights.removeprefix("commit ") or None,
             "inference_mode": True,
-            "auto_mapping": {"fedecider": entries} if entries else None,
         }
         # No embedding is trained; "auto" would look the name up on the hub to find that out.
         tensors = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic(folder / "adapter_model.safetensors") as beside:
             beside.write_bytes(save(tensors, {"format": "pt"}))
+        if entries:
+            entries = {**entries, "files": integrity.adapter_digests(folder)}
+        config["auto_mapping"] = {"fedecider": entries} if entries else None
         with atomic(folder / "adapter_config.json") as beside:
             beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
