@@ -1,4 +1,4 @@
-"""The parameters of a notebook, and a check that papermill gave no others.
+"""The parameters of a notebook, and a check that papermill injected no others.
 
 papermill only warns of a parameter that the notebook does not have, and runs with the defaults.
 """
@@ -23,14 +23,15 @@ def assigned(source: str) -> list[str]:
 
 
 def refuse_unknown(namespace: Mapping[str, Any]) -> None:
-    """ValueError for a parameter that papermill gave and the notebook does not have.
+    """ValueError for a parameter that papermill injected and the notebook does not have.
 
     Call it with `globals()` in the first code cell behind the parameters; IPython keeps there, as
     `In`, the text of the cells that were run. Without papermill there is nothing to check.
     """
-    *_, tagged, given, _ = ["", "", "", *namespace.get("In", ())]
-    if given.startswith(_INJECTED):
-        check(assigned(given), assigned(tagged))
+    cells = ["", "", "", *namespace.get("In", ())]
+    tagged, injected = cells[-3:-1]
+    if injected.startswith(_INJECTED):
+        check(assigned(injected), assigned(tagged))
 
 
 def check(names: Iterable[str], known: Iterable[str]) -> None:
