@@ -15,10 +15,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import save
 from torch import Tensor
 
-from fedecider import integrity
 from fedecider.direction import LowRank
 from fedecider.engine.backbone import Backbone
-from fedecider.engine.files import atomic
+from fedecider.engine.files import atomic, digest
 from fedecider.engine.packing import PackedBatch
 from fedecider.engine.weights import exact_name
 
@@ -151,7 +150,8 @@ class Adapter:
         with atomic(folder / "adapter_model.safetensors") as beside:
             beside.write_bytes(save(tensors, {"format": "pt"}))
         if entries:
-            entries = {**entries, "files": integrity.adapter_digests(folder)}
+            files = sorted(folder.glob("[!.]*.safetensors"))
+            entries = {**entries, "files": {file.name: digest(file) for file in files}}
         config["auto_mapping"] = {"fedecider": entries} if entries else None
         with atomic(folder / "adapter_config.json") as beside:
             beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -135,12 +135,6 @@ def read_chosen(path: Path) -> dict[str, Any]:
     return content
 
 
-def adapter_digests(folder: Path) -> dict[str, str]:
-    """Digests of the tensor files in an adapter folder, for its adapter_config.json."""
-    files_of = (folder / name for name in _ADAPTER if name.endswith(".safetensors"))
-    return {path.name: files.digest(path) for path in files_of if path.exists()}
-
-
 def check_adapter(folder: Path) -> None:
     """DamagedError unless an adapter's tensors are those that its adapter_config.json names."""
     advice = "copy it anew from its run, or run again, which writes the adapters anew"
