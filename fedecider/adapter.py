@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedecider.direction import LowRank
 from fedecider.engine.backbone import Backbone
-from fedecider.engine.files import atomic
+from fedecider.engine.files import atomic, digest
 from fedecider.engine.packing import PackedBatch
 from fedecider.engine.weights import exact_name
 
@@ -132,22 +132,27 @@ class Adapter:
     def save(self, folder: Path, entries: dict[str, Any] | None = None) -> None:
         """The adapter as PEFT writes it: adapter_config.json, adapter_model.safetensors.
 
-        The configuration names the exact base and a digest of its weights; `entries` go into its
-        field `auto_mapping`, which PEFT leaves alone.
+        The configuration names the exact base and, as `revision`, a hub model's commit or a digest
+        of the weights: PEFT's Auto classes ask the hub for that commit, read a folder of that name
+        whatever the digest, and find a digest nowhere on the hub. `entries`, with digests of the
+        tensor files in the folder, go into the field `auto_mapping`, which PEFT leaves alone.
         """
         config = self.peft.peft_config["default"].to_dict()
         config = {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
         config |= {
             "base_model_name_or_path": exact_name(self.backbone.name),
-            "revision": self.backbone.weights or None,
+            "revision": self.backbone.weights.removeprefix("commit ") or None,
             "inference_mode": True,
-            "auto_mapping": {"fedecider": entries} if entries else None,
         }
         # No embedding is trained; "auto" would look the name up on the hub to find that out.
         tensors = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic(folder / "adapter_model.safetensors") as beside:
             beside.write_bytes(save(tensors, {"format": "pt"}))
+        if entries:
+            files = sorted(folder.glob("[!.]*.safetensors"))
+            entries = {**entries, "files": {file.name: digest(file) for file in files}}
+        config["auto_mapping"] = {"fedecider": entries} if entries else None
         with atomic(folder / "adapter_config.json") as beside:
             beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

@@ -139,20 +139,24 @@ def save_model(folder: Path, model: ClientModel, adapter: Adapter, config: RunCo
     """The own LoRA as PEFT writes it, what else the model has beside it, and a README of both."""
     rest = ClientModel({}, model.peer_directions, model.alpha, model.local_lora)
     about = adapter_folder.About(folder.name, config, adapter, rest)
-    adapter.load(model.factors)
-    adapter.save(folder, about.entries())
     mixture = folder / "mixture.safetensors"
     if about.complete:
         mixture.unlink(missing_ok=True)
     else:
         with runs.atomic(mixture) as beside:
             beside.write_bytes(save(flatten(rest), about.metadata()))
+    adapter.load(model.factors)
+    adapter.save(folder, about.entries())  # after the mixture, whose digest it notes
     with runs.atomic(folder / "README.md") as beside:
         beside.write_text(about.readme())
 
 
 def load_model(folder: Path) -> ClientModel:
-    """The model that `save_model` wrote, factors raw (without gamma)."""
+    """The model that `save_model` wrote, factors raw (without gamma).
+
+    Raises `integrity.DamagedError`, naming the file, if it is missing or not what was written.
+    """
+    integrity.check_adapter(folder)
     mixture = folder / "mixture.safetensors"
     model = ClientModel({})
     if mixture.exists():

@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 
 SPLITS = ("train", "valid", "test")
 MANIFEST = "manifest.json"  # beside the domains: which they are, and the sha256 of their files
+AFFINITY = "affinity.json"  # beside it, of generated data alone
 
 _TABLES = {
     "items": ["item_id", "title"],
@@ -155,18 +156,32 @@ def _check_files(folder: Path, names: Iterable[str]) -> None:
             f"{folder.parent} has no domain {folder.name!r}, only {', '.join(sorted(domains))}"
         )
     for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: prepare the domain with data_prep first")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        expected = domains[folder.name].get(name)
-        if digest != expected:
-            raise ValueError(
-                f"{path} is damaged or was changed after its preparation: its sha256 is "
-                f"{digest[:12]}..., {MANIFEST} says {str(expected)[:12]}...; prepare the data set "
-                "again"
-            )
+        _check_file(folder / name, domains[folder.name].get(name))
+
+
+def _check_file(path: Path, expected: str | None) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: prepare the domain with data_prep first")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != expected:
+        raise ValueError(
+            f"{path} is damaged or was changed after its preparation: its sha256 is "
+            f"{digest[:12]}..., {MANIFEST} says {str(expected)[:12]}...; prepare the data set again"
+        )
+
+
+def read_metas(folder: Path | str) -> dict[str, dict]:
+    """meta.json of every domain that a data set's manifest names, in sorted order.
+
+    Raises FileNotFoundError or ValueError, naming the file, if there is no manifest, or one is
+    missing or not as the manifest says.
+    """
+    folder, metas = Path(folder), {}
+    for name in sorted(read_manifest(folder)["domains"]):
+        _check_files(folder / name, ["meta.json"])
+        metas[name] = json.loads((folder / name / "meta.json").read_text(encoding="utf-8"))
+    return metas
 
 
 def read_domains(
@@ -224,9 +239,14 @@ def _content(domain: Domain) -> Iterator:
 def read_affinity(folder: Path | str) -> pd.DataFrame | None:
     """The planted affinities of embedded data, domains x domains; None for real data.
 
-    Raises ValueError, naming the file, if it is not of that form.
+    Raises FileNotFoundError or ValueError, naming the file, if it is not of that form, and if it is
+    missing or another one than the entry `files` of the manifest says.
     """
-    path = Path(folder) / "affinity.json"
+    path = Path(folder) / AFFINITY
+    if (path.parent / MANIFEST).is_file():
+        files = read_manifest(folder).get("files", {})  # older preparations name none
+        if AFFINITY in files:
+            _check_file(path, files[AFFINITY])
     if not path.exists():
         return None
     try:

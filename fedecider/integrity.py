@@ -1,8 +1,9 @@
 """What a run folder holds is what was written: digests, and what to do about a damaged file.
 
 result.json names the digests of all files that results are read from, checkpoint/state.json those
-of the state between rounds; each carries its own digest too. A folder of before digests has none
-and is read unchecked.
+of the state between rounds; each carries its own digest too, as a search's chosen.json does. An
+adapter folder, which may travel alone, names those of its tensors in adapter_config.json. A folder
+of before digests has none and is read unchecked.
 """
 
 import json
@@ -118,6 +119,37 @@ def _again(folder: Path) -> str:
     except DamagedError:
         last = None
     return f"which goes on behind round {last.round}" if last else "from its start"
+
+
+# A search, and an adapter folder, which may lie elsewhere than its run
+
+
+def read_chosen(path: Path) -> dict[str, Any]:
+    """chosen.json of a search: settings, tried; DamagedError if it is not what was written."""
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing: run the search first")
+    advice = "delete it and run the search again, which keeps its finished tries"
+    content = read_sealed(path, advice)
+    if not {"settings", "tried"} <= content.keys():
+        raise DamagedError(f"{path} is damaged (it lacks settings or tried): {advice}")
+    return content
+
+
+def check_adapter(folder: Path) -> None:
+    """DamagedError unless an adapter's tensors are those that its adapter_config.json names."""
+    advice = "copy it anew from its run, or run again, which writes the adapters anew"
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing: {advice}")
+    try:
+        entries = (json.loads(path.read_bytes())["auto_mapping"] or {}).get("fedecider", {})
+        stored = dict(entries.get("files", {}))  # none in a folder of before digests
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} is damaged: {advice}") from error
+    for name, digest in stored.items():
+        if not _is(folder / name, digest):
+            state = "damaged (its digest is another)" if (folder / name).exists() else "missing"
+            raise DamagedError(f"{folder / name} is {state}: {advice}")
 
 
 # Between rounds

@@ -106,8 +106,10 @@ def compare(
     metric, users, difference, low, high, p (see `metrics.paired_bootstrap`). Methods are compared
     by the same ranker, and with those that rank without a language model. Users of all domains are
     drawn together; a user's value is the mean over the seeds of the method, so more seeds do not
-    count as more users.
+    count as more users. A method without runs has no rows; ValueError, with the nearest name, for
+    one that is neither among the ranks nor installed.
     """
+    _refuse_unknown(method, ranks["method"])
     columns = ["dataset", "protocol", "ranker", "method", "against", "metric", "users"]
     columns.append("difference")
     rows = []
@@ -127,6 +129,18 @@ def compare(
             names = (*key, method, other, metric, len(both))
             rows.append(dict(zip(columns, names, strict=False)) | paired_bootstrap(*both.T))
     return pd.DataFrame(rows, columns=[*columns, "low", "high", "p"])
+
+
+def _refuse_unknown(method: str, ranked: Iterable[str]) -> None:
+    names = set(ranked)
+    if method in names:
+        return
+    from fedecider.methods import METHODS  # heavy, and needed for a method without runs alone
+
+    names |= set(METHODS)
+    if method not in names:
+        [nearest] = difflib.get_close_matches(method, sorted(names), n=1, cutoff=0.0)
+        raise ValueError(f"no method is called {method!r}; the nearest name is {nearest!r}")
 
 
 # From a path to the tables that it names

@@ -166,10 +166,13 @@ def rows(folder: Path, records: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 
 def tries(folder: Path) -> pd.DataFrame:
-    """Every try of every search below a folder, from <dataset>/<method>/chosen.json: SEARCH."""
+    """Every try of every search below a folder, from <dataset>/<method>/chosen.json: SEARCH.
+
+    Raises `integrity.DamagedError` for a chosen.json that is not what was written.
+    """
     rows = []
     for file in sorted(folder.glob("**/chosen.json")):
-        method, content = file.parent.name, json.loads(file.read_text())
+        method, content = file.parent.name, integrity.read_chosen(file)
         about = {"dataset": file.parent.parent.name, "method": method, **_info_of_search(file)}
         tried = [{k: v for k, v in t.items() if k not in ("loss", "run")} for t in content["tried"]]
         chosen = tried.index(content["settings"])  # the first of equals

@@ -4,7 +4,6 @@ A try is a federation without ranking; its value is the mean over clients of the
 loss. The test split is not read.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from fedecider import federation, runs
+from fedecider import federation, integrity, runs
 from fedecider.config import RunConfig
 from fedecider.engine.backbone import Backbone
 from fedecider.wire import PayloadError
@@ -48,7 +47,7 @@ def search(
         raise ValueError(f"every try of {base.method} diverged: {tries}")
     best = tries[int(table["loss"].argmin())]
     tried = [{**row, "loss": row["loss"] if math.isfinite(row["loss"]) else None} for row in rows]
-    runs.write_json(folder / "chosen.json", {"settings": best, "tried": tried})
+    integrity.write_sealed(folder / "chosen.json", {"settings": dict(best), "tried": tried})
     return table
 
 
@@ -58,6 +57,9 @@ def best_loss(run: Path) -> float:
     return float(rounds.groupby("client")["valid_loss"].min().mean(skipna=False))
 
 
-def chosen(path: Path | str) -> dict:
-    """The settings that a search has chosen, from its chosen.json."""
-    return json.loads(Path(path).read_text())["settings"]
+def chosen(path: Path | str) -> dict[str, Any]:
+    """The settings that a search has chosen, from its chosen.json.
+
+    Raises `integrity.DamagedError` if it is missing or not what was written.
+    """
+    return integrity.read_chosen(Path(path))["settings"]

@@ -1,10 +1,10 @@
 """Table 1: the prepared data sets, domain by domain."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
+from fedecider.domains import MANIFEST, read_metas
 from figures import style
 from figures.table import Column, Table
 
@@ -15,27 +15,33 @@ _COLUMNS = ["dataset", "domain", *COUNTS, "kind", "folder"]
 def numbers(results: str | Path) -> pd.DataFrame:
     """One row per prepared domain: dataset, domain, ``COUNTS``, kind, folder.
 
-    ``results`` is the folder with data/<dataset>/<domain>/meta.json. density is interactions /
-    (users x items); median_history the median of a user's interactions, test and validation items
-    included; kind the format of the raw files; folder is relative to ``results``. Raises
-    ValueError for a meta.json that lacks a count.
+    ``results`` is the folder with data/<dataset>/; its domains are those that its manifest names.
+    density is interactions / (users x items); median_history the median of a user's interactions,
+    test and validation items included; kind the format of the raw files; folder is relative to
+    ``results``. Raises FileNotFoundError or ValueError, naming the file, for a data set without a
+    manifest and a meta.json that is missing, not as the manifest says, or lacks a count.
     """
     results, rows = Path(results), []
-    for path in sorted(results.glob("data/[!.]*/[!.]*/meta.json")):  # dots: in the making
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        counts = meta.get("result", {})
-        missing = [name for name in COUNTS if name not in counts]
-        if missing:
-            raise ValueError(f"{path} does not tell {', '.join(missing)}: prepare this domain anew")
-        rows.append(
-            {
-                "dataset": meta["dataset"],
-                "domain": meta["domain"],
-                **{name: counts[name] for name in COUNTS},
-                "kind": meta.get("settings", {}).get("kind", ""),
-                "folder": path.parent.relative_to(results).as_posix(),
-            }
-        )
+    files = (*results.glob(f"data/[!.]*/{MANIFEST}"), *results.glob("data/[!.]*/[!.]*/meta.json"))
+    datasets = {file.relative_to(results).parts[1] for file in files}
+    for dataset in sorted(datasets):
+        for domain, meta in read_metas(results / "data" / dataset).items():
+            folder, counts = results / "data" / dataset / domain, meta.get("result", {})
+            missing = [name for name in COUNTS if name not in counts]
+            if missing:
+                raise ValueError(
+                    f"{folder / 'meta.json'} does not tell {', '.join(missing)}: prepare this "
+                    "domain anew"
+                )
+            rows.append(
+                {
+                    "dataset": meta["dataset"],
+                    "domain": meta["domain"],
+                    **{name: counts[name] for name in COUNTS},
+                    "kind": meta.get("settings", {}).get("kind", ""),
+                    "folder": folder.relative_to(results).as_posix(),
+                }
+            )
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 

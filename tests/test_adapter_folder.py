@@ -1,7 +1,13 @@
 """An adapter folder says what it is, on which base, and what alpha's rows and columns weigh."""
 
 import json
+import os
+import random
+import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +18,10 @@ from toy import config, write_domains
 from fedecider import checkpoint, federation
 from fedecider.adapter_folder import sources_of
 from fedecider.engine.backbone import load
-from fedecider.engine.weights import exact_name
+from fedecider.engine.weights import exact_name, folder_digest
+from fedecider.integrity import DamagedError
 
+ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["arts, crafts", "books"]
 IDS = torch.tensor([[0, 5, 6, 7, 8]])
 
@@ -57,6 +65,7 @@ def described(folder):
 @pytest.mark.parametrize("method", ["local", "fedavg"])
 def test_a_whole_model_says_so(method, saved):
     _, entries, readme = described(saved(method))
+    assert list(entries.pop("files")) == ["adapter_model.safetensors"]
     assert entries == {"client": "books", "method": method, "holds": "the whole model"}
     assert "It is the whole model" in readme and "mixture.safetensors" not in readme
     assert not (saved(method) / "mixture.safetensors").exists()
@@ -128,3 +137,90 @@ def test_equal_weights_have_equal_digests_and_others_have_not(backbone):
     from fedecider.engine.weights import parameter_digest
 
     assert parameter_digest(other.model) != backbone.weights
+
+
+def test_a_damaged_adapter_folder_is_named_also_apart_from_its_run(saved, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(saved("fedecider"), folder)
+    checkpoint.load_model(folder)
+    generator = random.Random(0)
+    for name in ("adapter_model.safetensors", "mixture.safetensors"):
+        content = (folder / name).read_bytes()
+        for position in [0, 9, len(content) - 1, *generator.sample(range(len(content)), 20)]:
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << generator.randrange(8)
+            (folder / name).write_bytes(flipped)
+            with pytest.raises(DamagedError, match=f"{name} is damaged .* run again"):
+                checkpoint.load_model(folder)
+        (folder / name).unlink()
+        with pytest.raises(DamagedError, match=f"{name} is missing: copy it anew"):
+            checkpoint.load_model(folder)
+        (folder / name).write_bytes(content)
+    checkpoint.load_model(folder)
+    (folder / "adapter_config.json").write_bytes(b"{torn")
+    with pytest.raises(DamagedError, match="adapter_config.json is damaged"):
+        checkpoint.load_model(folder)
+
+
+# Sum of the logits as plain PEFT or transformers gives them; argv: adapter, base.
+PLAIN = {
+    "AutoPeftModel": "AutoPeftModelForCausalLM.from_pretrained(adapter)",
+    "transformers": "AutoModelForCausalLM.from_pretrained(adapter)",
+    "PeftModel": "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)",
+    "base": "AutoModelForCausalLM.from_pretrained(base)",
+}
+SCRIPT = """
+import json, sys, torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
+from fedecider.engine.backbone import load
+base, adapter = sys.argv[1:3]
+sums = {"weights": load(base, "cpu", "float32").weights}
+for name, code in json.loads(sys.argv[3]).items():
+    with torch.no_grad():
+        sums[name] = eval(code)(torch.tensor([[0, 5, 6, 7, 8]])).logits.double().sum().item()
+print(json.dumps(sums))
+"""
+RUN = """
+import sys
+from toy import config
+from fedecider import federation
+base, data, run = sys.argv[1:]
+federation.run(config(data, run, "fedavg", model=base, rankers=[], lr=0.05))
+"""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("base", ["mine", "owner/mine"])
+def test_plain_peft_loads_the_adapter_of_a_folder_and_of_a_hub_model(base, prepared, tmp_path):
+    """In processes that cannot reach the hub; the hub model lies in the hub's cache."""
+    model = tmp_path / base
+    if base == "owner/mine":
+        repository = tmp_path / "hub" / "models--owner--mine"
+        model = repository / "snapshots" / COMMIT
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text(COMMIT)
+    tiny = load("tiny", "cpu", "float32")
+    tiny.model.save_pretrained(model)
+    tiny.tokenizer.save_pretrained(model)
+    paths = [str(ROOT), str(ROOT / "tests")]
+    own = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
+    own |= {"PYTHONPATH": os.pathsep.join(paths), "FEDECIDER_CACHE": str(tmp_path / "cache")}
+
+    def python(*arguments):
+        command = [sys.executable, "-c", *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    python(RUN, base, prepared, tmp_path / "run")
+    adapter = tmp_path / "run" / "adapters" / "books"
+    sums = json.loads(python(SCRIPT, base, adapter, json.dumps(PLAIN)).splitlines()[-1])
+    assert sums["AutoPeftModel"] == sums["transformers"] == sums["PeftModel"] != sums["base"]
+    stored = described(adapter)[0]
+    assert stored["base_model_name_or_path"] == base
+    hub = base == "owner/mine"
+    assert stored["revision"] == (COMMIT if hub else sums["weights"])
+    assert sums["weights"] == (f"commit {COMMIT}" if hub else folder_digest(model))

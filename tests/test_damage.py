@@ -11,6 +11,7 @@ from toy import config, write_domains
 from fedecider import federation, integrity, results
 from fedecider.analysis.saved_run import read_run
 from fedecider.client import Client
+from figures import figure_5, table, table_2
 
 SMALL = {
     "rankers": ["likelihood"],
@@ -219,8 +220,15 @@ def test_the_log_is_no_state(stopped, whole, prepared, backbone, tmp_path):
 
 
 def test_a_client_may_be_called_as_a_missing_value_is_written(backbone, tmp_path):
-    data = write_domains(tmp_path / "data", ["NA", "nan"])
+    names = {"NA", "nan", "a, b"}
+    data = write_domains(tmp_path / "data", sorted(names))
     folder = federation.run(config(data, tmp_path / "run", **SMALL), backbone)
-    assert set(results.rounds(folder)["client"]) == {"NA", "nan"}
-    assert set(results.alphas(folder)["source"]) == {"NA", "nan"}
-    assert set(results.metrics(folder)["domain"]) == {"NA", "nan"}
+    assert set(results.rounds(folder)["client"]) == names
+    alphas, metrics = results.alphas(folder), results.metrics(folder)
+    assert set(alphas["source"]) == set(metrics["domain"]) == names
+    # To the end: the last tables and a figure.
+    ranks = results.ranks(folder)
+    tables = table_2.tables(metrics, ranks, results.compare(ranks), dataset="toy")
+    printed = [table.to_csv(each) for each in tables.values()]
+    assert printed and all(name in text for text in printed for name in names)
+    assert set(figure_5.numbers(alphas, "toy")["client"]) == names

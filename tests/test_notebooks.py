@@ -13,12 +13,15 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 import yaml
+from papermill.exceptions import PapermillExecutionError
 
+from fedecider.parameters import refuse_unknown
 from notebooks.workflow import __main__ as command
 from notebooks.workflow import report
-from notebooks.workflow.execute import bring_up_to_date
+from notebooks.workflow.execute import ThisPython, bring_up_to_date
 from notebooks.workflow.pipeline import Pipeline, Task
 from notebooks.workflow.preset import complete, load
 from notebooks.workflow.tasks import pictures, tasks
@@ -82,9 +85,43 @@ def test_form(path):
     # no logic beyond calls and display
     tree = ast.parse("\n".join(cell.source for cell in code))
     assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(tree))
+    behind = code[code.index(tagged[0]) + 1]
+    assert "refuse_unknown(globals())" in behind.source, "the first cell behind the parameters"
     # every default stands for one value that papermill can replace
     for statement in ast.parse(tagged[0].source).body:
         assert isinstance(statement, ast.Assign | ast.AnnAssign)
+
+
+def papermill_by_hand(path: Path, folder: Path, **parameters) -> list:
+    """The cells that a plain `papermill` leaves; whatever it raises."""
+    done = folder / path.name
+    kernel = type("Kernel", (ThisPython,), {"process_log": folder / "log"})
+    options = {"kernel_name": "python3", "kernel_manager_class": kernel, "progress_bar": False}
+    papermill.execute_notebook(path, done, parameters, cwd=path.parent, **options)
+    return nbformat.read(done, as_version=4).cells
+
+
+@pytest.mark.parametrize("name", ["01_prepare", "table_1_datasets"])
+def test_papermill_by_hand_refuses_a_parameter_that_the_notebook_does_not_have(name, tmp_path):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    own = {"results": str(tmp_path / "results")}
+    with pytest.raises(PapermillExecutionError, match="no parameter 'resluts': did you mean 'res"):
+        papermill_by_hand(path, tmp_path, **own, resluts="elsewhere")
+    assert not (tmp_path / "results").exists()
+    cells = nbformat.read(tmp_path / path.name, as_version=4).cells
+    # An executed notebook can be run again: its injected cell is replaced.
+    assert any("injected-parameters" in cell.metadata.tags for cell in cells)
+    if name == "table_1_datasets":
+        assert papermill_by_hand(tmp_path / path.name, tmp_path, **own)
+        assert (tmp_path / "results").exists()
+
+
+def test_without_papermill_there_is_nothing_to_refuse():
+    refuse_unknown({})
+    refuse_unknown({"In": ["", "a = 1", "refuse_unknown(globals())"]})
+    refuse_unknown({"In": ["", "a = 1\nb: int = 2", "# Parameters\nb = 3\n", "refuse"]})
+    with pytest.raises(ValueError, match="no parameter 'c': they are a, b$"):
+        refuse_unknown({"In": ["", "a = 1\nb: int = 2", "# Parameters\nc = 3\n", "refuse"]})
 
 
 def drive(results: Path, root: Path = ROOT) -> SimpleNamespace:
@@ -279,7 +316,8 @@ def test_a_third_data_set_goes_all_the_way_under_its_own_name(tmp_path, monkeypa
     content = yaml.safe_load(re.search(r"```yaml\n(.+?)```", readme, re.DOTALL)[1])
     assert set(content["datasets"]) == {"library"}
     small = load("tiny", ROOT)
-    content["datasets"]["library"]["source"] = str(own_tables(tmp_path / "tables"))
+    domains = ("NA", "sci fi")  # as a missing value is written, and of two words
+    content["datasets"]["library"]["source"] = str(own_tables(tmp_path / "tables", domains))
     content |= {"model": "tiny", "methods": ["fedecider"], "federation": small.federation}
     content["prepare"] = {"item_core": 1, "negatives": 5}
     content["shown"] = ["figure_1", "figure_4"]  # a test need not draw all
@@ -288,9 +326,11 @@ def test_a_third_data_set_goes_all_the_way_under_its_own_name(tmp_path, monkeypa
     arguments = ["--preset", str(tmp_path / "library.yaml"), "--results", str(results)]
     assert command.main(arguments) == 0
 
-    for domain in ("adults", "children"):
+    for domain in domains:
         assert (results / "data/library" / domain / "meta.json").is_file()
     assert (results / "runs/library/fedecider-seed0/result.json").is_file()
+    shown = (results / "notebooks/02_run-library-fedecider-seed0.ipynb").read_text()
+    assert shown.count("<th>NA</th>") + shown.count("<td>NA</td>") >= 3
     for ending in ("csv", "md", "tex"):
         [path] = (results / "tables").glob(f"table_2_library*sampled*.{ending}")
         text = path.read_text()
@@ -314,6 +354,22 @@ def test_a_third_data_set_goes_all_the_way_under_its_own_name(tmp_path, monkeypa
     titles = re.findall(r"<h[1-3].*?</h[1-3]>", page, re.DOTALL)
     assert sum("(Library" in title for title in titles) == 4  # a table and three figures
     assert not any("oodreads" in title or "mazon" in title for title in titles)
+
+
+def test_a_name_with_a_comma_is_refused_with_the_rule_before_anything_is_trained(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("FEDECIDER_CACHE", str(tmp_path / "cache"))
+    source = own_tables(tmp_path / "tables", ("arts, crafts", "children"))
+    content = {"about": "x", "model": "tiny", "methods": ["local"], "seeds": [0]}
+    content["datasets"] = {"library": {"kind": "plain", "source": str(source)}}
+    (tmp_path / "library.yaml").write_text(yaml.safe_dump(content))
+    results = tmp_path / "results"
+    arguments = ["--preset", str(tmp_path / "library.yaml"), "--results", str(results)]
+    assert command.main(arguments) == 1
+    told = "".join(capsys.readouterr())
+    assert "domain 'arts, crafts': expected letters, digits" in told
+    assert not (results / "runs").exists() and not list(results.glob("data/library/*"))
 
 
 def test_an_edited_module_runs_only_the_tasks_that_call_it(tiny, tmp_path):

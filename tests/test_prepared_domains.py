@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from toy import seal, write_domain, write_domains
 
+from data_prep import folders
 from fedecider.domains import data_digest, read_affinity, read_domain, read_domains
 
 
@@ -101,4 +102,23 @@ def test_affinity(tmp_path):
         read_affinity(tmp_path)
     (tmp_path / "affinity.json").write_text("{}")
     with pytest.raises(ValueError, match="affinity.json: expected JSON with 'domains'"):
+        read_affinity(tmp_path)
+
+
+def test_an_affinity_that_the_manifest_names_is_held_against_it(tmp_path):
+    write_domains(tmp_path, ["a", "b"])
+    path = tmp_path / "affinity.json"
+    content = json.dumps({"domains": ["a", "b"], "affinity": [[1, 0.5], [0.5, 1]]}).encode()
+    path.write_bytes(content)
+    assert read_affinity(tmp_path).loc["a", "b"] == 0.5  # a manifest that does not name it
+    folders.write_manifest(tmp_path, ["a", "b"], files={path.name: folders.digest(path)})
+    assert read_affinity(tmp_path).loc["a", "b"] == 0.5
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"affinity.json is damaged .* prepare the data set"):
+            read_affinity(tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="affinity.json is missing"):
         read_affinity(tmp_path)

@@ -366,7 +366,12 @@ def test_compare_pairs_users_and_does_not_count_seeds_as_users():
     assert compared.loc["local", "users"] == 40 and compared.loc["local", "p"] < 0.01
     assert compared.loc["local", "difference"] > 0 and compared.loc["local", "low"] > 0
     assert compared.loc["popularity", "difference"] == 0 and compared.loc["popularity", "p"] == 1
-    assert results.compare(pd.DataFrame(columns=results.COLUMNS["ranks"])).empty
+    none = pd.DataFrame(columns=results.COLUMNS["ranks"])
+    assert results.compare(none).empty and results.compare(none, "fedprox").empty
+    with pytest.raises(ValueError, match="called 'fedecidr'; the nearest name is 'fedecider'"):
+        results.compare(none, "fedecidr")
+    with pytest.raises(ValueError, match="called 'locl'; the nearest name is 'local'"):
+        results.compare(ranks, "locl")
 
 
 @pytest.mark.parametrize("name", ["sample", "planted"])

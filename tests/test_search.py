@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from toy import config
 
-from fedecider import federation, results, search
+from fedecider import federation, results, runs, search
 from fedecider.rankers import evaluate
 
 TRIES = [{"lr": 1e-5}, {"lr": 5e-3}, {"lr": 1e-4, "mu": 0.1}]
@@ -85,3 +85,28 @@ def test_a_diverged_try_loses_and_all_of_them_are_an_error(backbone, data, tmp_p
         search.search(base, TRIES[1:2], tmp_path / "t", backbone)
     with pytest.raises(ValueError, match="needs at least one try"):
         search.search(base, [], tmp_path / "u", backbone)
+
+
+def test_a_flipped_bit_in_what_was_chosen_is_noticed(backbone, data, tmp_path):
+    folder = tmp_path / "search" / "toy" / "fedprox"
+    search.search(config(data, tmp_path / "x", "fedprox"), TRIES[:2], folder, backbone)
+    path = folder / "chosen.json"
+    content, tries = path.read_bytes(), results.search(tmp_path / "search")
+    assert len(tries) == 2 and search.chosen(path) == TRIES[1]
+    key = content.index(b'"digest"')
+    for position in {*range(len(content))} - {*range(key, key + 8)}:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        for read in (search.chosen, lambda path: results.search(path.parents[2])):
+            try:
+                assert read(path) == TRIES[1] if read is search.chosen else read(path).equals(tries)
+            except ValueError as error:
+                assert "chosen.json is damaged" in str(error) and "search again" in str(error)
+            else:
+                assert json.loads(flipped) == json.loads(content), position  # white space
+    path.unlink()
+    with pytest.raises(ValueError, match="chosen.json is missing: run the search first"):
+        search.chosen(path)
+    runs.write_json(path, {"settings": TRIES[0], "tried": []})  # of before digests
+    assert search.chosen(path) == TRIES[0]

@@ -1,10 +1,12 @@
 """Table 1, from prepared folders."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 from seen import csv, lines
+from toy import seal
 
 from figures import table as printed
 from figures import table_1
@@ -17,6 +19,7 @@ def meta(folder, dataset, domain, kind="goodreads", **counts):
     place = folder / "data" / dataset / domain
     place.mkdir(parents=True)
     (place / "meta.json").write_text(json.dumps(content))
+    seal(place.parent, [domain])
     return place
 
 
@@ -62,5 +65,27 @@ def test_table_1_without_data_and_with_a_broken_file(tmp_path):
     printed.to_styler(table).to_html()
     place = meta(tmp_path, "goodreads", "children")
     (place / "meta.json").write_text('{"result": {"users": 3}}')
+    seal(place.parent)
     with pytest.raises(ValueError, match="does not tell items, interactions, density"):
+        table_1.numbers(tmp_path)
+
+
+def test_table_1_shows_the_domains_of_the_manifest_as_they_were_prepared(tmp_path):
+    place = meta(tmp_path, "goodreads", "children")
+    shutil.copytree(place, place.with_name("comics"))  # of an earlier preparation
+    assert table_1.numbers(tmp_path)["domain"].tolist() == ["children"]
+    path = place / "meta.json"
+    content = bytearray(path.read_bytes())
+    for position in range(0, len(content), 7):
+        flipped = content.copy()
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"children/meta.json is damaged .* prepare the data"):
+            table_1.numbers(tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="children/meta.json is missing: prepare"):
+        table_1.numbers(tmp_path)
+    path.write_bytes(content)
+    (place.parent / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="goodreads"):
         table_1.numbers(tmp_path)

@@ -133,7 +133,7 @@ def test_a_kernel_that_dies_is_a_sentence(toy):
 def test_a_parameter_that_the_notebook_does_not_have_is_refused(toy):
     root, todo = toy
     write_notebook(root, "source", "results = 0", "number = 1")
-    with pytest.raises(WorkflowError, match=r"source\.ipynb has no parameter 'number'"):
+    with pytest.raises(WorkflowError, match=r"source\.ipynb has no parameter 'number': known"):
         run(root, todo)
 
 

@@ -230,6 +230,10 @@ def test_names_that_there_are_not_come_with_the_nearest_that_there_is(tmp_path):
         ({"sweeps": sweeps}, "no method 'fedecidr': did you mean 'fedecider'?"),
         ({"sweeps": defaults}, "no method 'fedavgg': did you mean 'fedavg'?"),
         ({"shown": ["figure_99"]}, "shown: no figure or table 'figure_99': did you mean 'figure_"),
+        (
+            {"parameters": {"table_8_theory": {"exampels": 4}}},
+            "table_8_theory has no parameter 'exampels': did you mean 'examples'?",
+        ),
         ({"parameters": {"table_8": {}}}, "no figure or table 'table_8': did you mean 'table_8_"),
     ):
         with pytest.raises(WorkflowError) as caught:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -65,7 +66,7 @@ class Backbone:
     """A frozen decoder and its tokenizer; `identity` names weights and precision for caches.
 
     `weights` is a digest of the weights before precision and cut, or a hub model's commit: equal
-    for equal models, wherever they lie.
+    for equal models, wherever they lie; "" where the commit cannot be told.
     """
 
     model: PreTrainedModel
@@ -254,8 +255,14 @@ def _read(
     weights = digest_of(name)
     if weights:  # not its place: the same model may lie in another folder
         return model, tokenizer, weights, weights
-    commit = getattr(model.config, "_commit_hash", None)
-    return model, tokenizer, f"{Path(source).name} {commit}", f"commit {commit}"
+    commit = _commit_of(name)
+    return model, tokenizer, f"{Path(source).name} {commit}", f"commit {commit}" if commit else ""
+
+
+def _commit_of(name: str) -> str | None:
+    """The commit of a hub model that was just loaded: its folder in the hub's cache."""
+    path = try_to_load_from_cache(name, "config.json")
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from nbclient.exceptions import DeadKernelError  # noqa: E402
 from papermill.exceptions import PapermillExecutionError  # noqa: E402
 
 from notebooks.workflow.pipeline import Pipeline, Task, WorkflowError  # noqa: E402
+from notebooks.workflow.preset import refuse_unknown  # noqa: E402
 from notebooks.workflow.progress import Output, Reporter, Screen  # noqa: E402
 
 
@@ -69,8 +70,8 @@ def _run_notebook(task: Task, results: Path, root: Path, screen: Screen) -> None
     """Execute into results/notebooks/<task>.ipynb."""
     notebook, parameters = root / task.entry, {**task.where, **task.parameters}
     # papermill only warns of a name that the notebook does not have, and runs with its default
-    for name in sorted(parameters.keys() - papermill.inspect_notebook(notebook).keys()):
-        raise WorkflowError(f"{notebook.name} has no parameter {name!r}")
+    known = papermill.inspect_notebook(notebook)
+    refuse_unknown(parameters, known, f"{notebook.name} has no parameter")
     executed = results / "notebooks" / f"{task.name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     log = executed.with_suffix(".log")

@@ -15,6 +15,7 @@ from data_prep import planted
 from fedecider import federation
 from fedecider.config import RunConfig
 from fedecider.methods import METHODS
+from fedecider.parameters import assigned
 from fedecider.rankers import RANKERS
 from notebooks.workflow.pipeline import Task, WorkflowError
 from notebooks.workflow.preset import Preset, Strict, checked, refuse_unknown
@@ -33,6 +34,7 @@ class Picture(Strict):
     """A notebook of a figure or table, and what its metadata say that it reads and takes."""
 
     notebook: str
+    parameters: list[str]
     reads: list[Literal["runs", "sweeps", "data", "adapters"]]
     per: Literal["dataset", "all"] = "dataset"
     model: bool = False  # takes the parameter `model`
@@ -50,9 +52,14 @@ def pictures(root: Path) -> list[Picture]:
     drawn = []
     for path in sorted(root.glob("notebooks/*.ipynb"), key=order):
         if path.stem.startswith(("figure_", "table_")):
-            metadata = nbformat.read(path, as_version=4).metadata.get("fedecider", {})
-            label = f"{path.name}, metadata of fedecider"
-            drawn.append(checked(label, Picture, metadata, notebook=path.stem))
+            content = nbformat.read(path, as_version=4)
+            tagged = (c for c in content.cells if "parameters" in c.metadata.get("tags", ()))
+            own = {
+                "notebook": path.stem,
+                "parameters": assigned("\n".join(c.source for c in tagged)),
+            }
+            metadata = content.metadata.get("fedecider", {})
+            drawn.append(checked(f"{path.name}, metadata of fedecider", Picture, metadata, **own))
     return sorted(drawn, key=lambda picture: not picture.serves)
 
 
@@ -86,7 +93,7 @@ class _TaskMaker:
     pictures: list[Picture]
 
     def refuse_unknown_names(self) -> None:
-        """Formats, methods and pictures that there are not."""
+        """Formats, methods, pictures and parameters of theirs that there are not."""
         preset, entries = self.preset, list(self.preset.datasets.values())
         notebooks = [picture.notebook for picture in self.pictures]
         numbers = [re.sub(r"(_\d+)_.*", r"\1", notebook) for notebook in notebooks]
@@ -98,6 +105,10 @@ class _TaskMaker:
         refuse_unknown(chain(*methods), METHODS, "no method")
         refuse_unknown(chain(*shown), {*notebooks, *numbers}, "shown: no figure or table")
         refuse_unknown(preset.parameters, notebooks, "parameters: no figure or table")
+        for picture in self.pictures:
+            own = preset.parameters.get(picture.notebook, {})
+            complaint = f"parameters: {picture.notebook} has no parameter"
+            refuse_unknown(own, picture.parameters, complaint)
 
     def prepare(self, dataset: str) -> Task:
         """Raw files to domains."""
