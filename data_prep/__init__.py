@@ -17,6 +17,7 @@ from .domains import FORMAT_VERSION, EmptyDomainError, prepare_domain
 from .folders import (
     BusyError,
     WriteError,
+    digest,
     held,
     install,
     nearest,
@@ -123,6 +124,7 @@ def prepare(dataset: str, source: str | Path, out: str | Path, **settings: Any) 
                     settings=config.recorded(),
                     left_alone=_left_alone(folder, [files[name] for name in names]),
                     half_pairs=halves,
+                    files={_AFFINITY: digest(out / _AFFINITY)} if _AFFINITY in built else {},
                 )
             if _AFFINITY not in built:  # that of an earlier, planted preparation
                 remove(out / _AFFINITY)

@@ -1,6 +1,7 @@
 """Small prepared domains, runs on the tiny model, and a federation that a test drives by rounds."""
 
 import copy
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,8 @@ def write_domain(folder: Path, seed: int, users: int = 12, items: int = 30, hist
 
 def seal(out: Path, added: Iterable[str] = ()) -> None:
     """Write the manifest of the domains in `out` anew, after a file was changed on purpose."""
-    known = (folders.read_manifest(out) or {"domains": {}})["domains"]
+    path = out / folders.MANIFEST  # read as it is: a toy's names may be others than data_prep's
+    known = json.loads(path.read_text())["domains"] if path.exists() else {}
     folders.write_manifest(out, sorted({*known, *(n for n in added if n[0] != ".")}))
 
 
