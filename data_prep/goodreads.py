@@ -11,6 +11,8 @@ title_without_series. Plain .json is read as well. The whole set is
 import re
 from pathlib import Path
 
+import duckdb
+
 from .reading import FormatError, line_batches
 from .records import json_batches, sniff
 from .settings import Settings
@@ -44,10 +46,11 @@ def find(folder: Path, domains: list[str] | None = None) -> dict[str, Files]:
     """Genre -> its files, sorted; with `domains`, these alone are looked at.
 
     Where a folder holds no genre's files, or `domains` names what only the whole set has, the
-    genres are parts of the whole set, or without a genre file it is one domain, "all". Without
-    `domains`, a file without its other half is let be beside a complete genre or the whole set.
+    genres that the genre file names are parts of the whole set, or without that file it is one
+    domain, "all". Without `domains`, a file without its other half is let be beside a complete
+    genre or the whole set.
     Raises FileNotFoundError if there is no genre or a genre lacks one of its two files, and
-    FormatError if a file is there twice (plain and gz).
+    FormatError if a file is there twice (plain and gz) or a genre file names no genre.
     """
     genres, parts = _genres(folder), _parts(folder)
     pairs = {
@@ -60,8 +63,11 @@ def find(folder: Path, domains: list[str] | None = None) -> dict[str, Files]:
         if genre in domains if domains is not None else genre in pairs or not complete:
             _check(folder, genre, roles)
     if domains is not None:
+        if parts.keys() & set(domains) - {*pairs, WHOLE}:
+            parts = _with_books(parts)
         pairs |= {name: files for name, files in parts.items() if name not in pairs}
     elif not pairs:
+        parts = _with_books(parts)
         pairs = {name: files for name, files in parts.items() if name != WHOLE} or parts
     if not pairs:
         raise FileNotFoundError(
@@ -121,6 +127,31 @@ def _parts(folder: Path) -> dict[str, Files]:
         for name, genre in GENRES.items():
             parts[name] = whole._replace(part=Part(held["genres"], genre))
     return parts
+
+
+def _with_books(parts: dict[str, Files]) -> dict[str, Files]:
+    """The parts whose genre the genre file gives to a book: a smaller set need not have all.
+
+    Raises FormatError for a genre file that names none of GENRES.
+    """
+    paths = {files.part.path for files in parts.values() if files.part}
+    named: set[str] = set()
+    for path in paths:
+        sniff(path, {"Goodreads": [("book_id",), ("genres",)]})
+        with duckdb.connect() as connection:
+            for batch in line_batches(path):
+                connection.register("batch", batch)
+                rows = connection.execute("""SELECT DISTINCT unnest(json_keys(text, '$.genres'))
+                    FROM (SELECT CASE WHEN json_valid(text) THEN text END AS text FROM batch)""")
+                named.update(genre for (genre,) in rows.fetchall())
+        if not named & set(GENRES.values()):
+            found = ", ".join(map(repr, sorted(named)[:5])) or "none"
+            raise FormatError(
+                f"{path}: expected books with genres of {'; '.join(GENRES.values())}, found {found}"
+            )
+    return {
+        name: files for name, files in parts.items() if not files.part or files.part.genre in named
+    }
 
 
 def load(store: Store, files: Files, settings: Settings) -> None:
