@@ -288,6 +288,8 @@ def _mended(
         values[column] = None if written is None else _SURROGATE.sub("\ufffd", written)
     if oddity is None and raw is not None:
         oddity = "bytes that are no UTF-8 in a field that is not read"
+    if oddity is None and _SURROGATE.search(json.dumps(held, ensure_ascii=False)):
+        oddity = "half a surrogate pair"
     if oddity:
         oddities[oddity] += 1
     return row | {"broken": None, "value": None} | values

@@ -53,7 +53,7 @@ def titles(out, domain="shop"):
 @pytest.mark.parametrize(
     ("line", "oddity"),
     [
-        (review(text="half \ud83d"), None),  # json.dumps writes the escape
+        (review(text="half \ud83d"), "half a surrogate pair"),  # json.dumps writes the escape
         (review(text="x").encode()[:-1] + b', "more": "\xf0\x9f"}', None),
         (review(rating=float("nan")), None),
         (review(text="Deep")[:-1] + ', "d": ' + "[" * 5000 + "]" * 5000 + "}", None),
@@ -286,15 +286,16 @@ def shelf(user, book, second):
                        "date_added": DATE.format(second), "read_at": ""})  # fmt: skip
 
 
-def whole_set(folder, genres):
+def whole_set(folder, genres, of_books=({"poetry": 3},) * 5 + ({}, {})):
     folder.mkdir(exist_ok=True)
     shelves = "\n".join(shelf(user, item, k) for user, item, k in PAIRS) + "\n"
     books = "\n".join(json.dumps({"book_id": f"B{n}", "title": f"Title {n}"}) for n in range(1, 8))
     (folder / "goodreads_interactions_dedup.json.gz").write_bytes(gzip.compress(shelves.encode()))
     (folder / "goodreads_books.json.gz").write_bytes(gzip.compress(books.encode()))
     if genres:
-        lines = [json.dumps({"book_id": f"B{n}", "genres": {"poetry": 3} if n < 6 else {}})
-                 for n in range(1, 8)]  # fmt: skip
+        lines = [
+            json.dumps({"book_id": f"B{n}", "genres": held}) for n, held in enumerate(of_books, 1)
+        ]
         (folder / "goodreads_book_genres_initial.json.gz").write_bytes(
             gzip.compress("\n".join(lines).encode())
         )
@@ -306,7 +307,7 @@ def test_the_whole_of_goodreads_is_one_domain_or_parts(tmp_path):
     frame = data_prep.prepare("goodreads", tmp_path, tmp_path / "out", **CHOICE)
     assert frame.domain.tolist() == ["all"] and frame.interactions.tolist() == [12]
     whole_set(tmp_path, genres=True)
-    assert list(goodreads.find(tmp_path)) == sorted(goodreads.GENRES)
+    assert list(goodreads.find(tmp_path)) == ["poetry"]
     choice = CHOICE | {"domains": ["poetry"]}
     frame = data_prep.prepare("goodreads", tmp_path, tmp_path / "out", **choice)
     assert frame.domain.tolist() == ["poetry"] and frame["items"].tolist() == [5]
@@ -315,7 +316,7 @@ def test_the_whole_of_goodreads_is_one_domain_or_parts(tmp_path):
     assert not (tmp_path / "out/all").exists()
     for name in ("books_dedup", "books_genres", "interactions_fiction"):
         (tmp_path / f"goodreads_{name}.json").write_text("{}\n")
-    assert list(goodreads.find(tmp_path)) == sorted(goodreads.GENRES)
+    assert list(goodreads.find(tmp_path)) == ["poetry"]
     # A genre's own files come before its part of the whole set.
     for role, name in (("interactions", "interactions_dedup"), ("books", "books")):
         shutil.copy(tmp_path / f"goodreads_{name}.json.gz",
@@ -333,6 +334,30 @@ def test_the_whole_of_goodreads_is_one_domain_or_parts(tmp_path):
     }
     with pytest.raises(FileNotFoundError, match=f"books_fiction.json.gz beside {half}"):
         goodreads.find(tmp_path, ["fiction"])
+
+
+def test_of_a_smaller_whole_set_the_genres_that_it_has_are_domains(tmp_path):
+    both = {"poetry": 1, "history, historical fiction, biography": 2}
+    whole_set(tmp_path, genres=True, of_books=(both,) * 6 + ({"fiction": 0},))
+    assert list(goodreads.find(tmp_path)) == ["fiction", "history_biography", "poetry"]
+    whole_set(tmp_path, genres=True, of_books=(both,) * 6 + ({},))
+    frame = data_prep.prepare("goodreads", tmp_path, tmp_path / "out", **CHOICE)
+    assert frame.domain.tolist() == ["history_biography", "poetry"]
+    with pytest.raises(FileNotFoundError, match="no domain romance; found all, history_biography"):
+        data_prep.prepare("goodreads", tmp_path, tmp_path / "out", **CHOICE, domains=["romance"])
+    whole_set(tmp_path, genres=True, of_books=({"Poesie": 1},) * 7)
+    with pytest.raises(FormatError, match="genres_initial.json.gz: expected .* found 'Poesie'"):
+        data_prep.prepare("goodreads", tmp_path, tmp_path / "out", **CHOICE)
+
+
+def test_half_a_character_in_a_title_is_counted(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "meta_Shop.jsonl"
+    path.write_text(path.read_text().replace('"title": "', '"title": "\\ud83d ', 1))
+    meta = prepare(tmp_path, tmp_path / "out")
+    assert meta["items"]["rejected"] == {}
+    assert meta["oddities"]["items"] == {"half a surrogate pair": 1}
+    assert sum(title.startswith("\ufffd ") for title in titles(tmp_path / "out").values()) == 1
 
 
 def test_volumes_of_a_series_stay_apart_where_another_field_drops_the_mark(tmp_path):
