@@ -253,8 +253,9 @@ def nearest(folder: Path, holding: str = MANIFEST) -> str:
     names = sorted(map(str, prepared or (around if base != folder else [])))
     cutoff = 0.0 if prepared else 0.6
     close = difflib.get_close_matches(str(folder), names, n=1, cutoff=cutoff)
-    found = close[0] if close else os.path.abspath(base)
-    return f"the nearest folder that is there is {found}"
+    if base == folder and not close:
+        return "no folder around it has been prepared either"
+    return f"the nearest folder that is there is {close[0] if close else os.path.abspath(base)}"
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -1,6 +1,9 @@
 """The settings of a preparation, validated once, written into every domain's meta.json."""
 
-from pydantic import BaseModel, ConfigDict, Field
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
@@ -45,6 +48,16 @@ class Settings(BaseModel):
     )
     threads: int | None = Field(default=None, ge=1, description="DuckDB's threads; None: all")
     progress: bool = Field(default=True, description="show progress bars")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, values: Any) -> Any:
+        """Refuse an unknown name with the nearest that is there."""
+        for name in sorted(values.keys() - cls.model_fields) if isinstance(values, dict) else ():
+            near = difflib.get_close_matches(name, cls.model_fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(cls.model_fields)}"
+            raise ValueError(f"unknown name {name!r}: {hint}")
+        return values
 
     def recorded(self) -> dict:
         """The settings that can change the result (for meta.json): not memory, threads, bars."""

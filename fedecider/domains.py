@@ -1,7 +1,9 @@
 """A prepared domain as the clients read it (written by `data_prep`)."""
 
+import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +141,7 @@ def read_manifest(folder: Path | str) -> dict:
             )
         raise FileNotFoundError(
             f"no prepared domains in {folder}: run the notebook 01_prepare first"
+            + _nearest(path.parent)
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -146,6 +149,17 @@ def read_manifest(folder: Path | str) -> dict:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: prepare the data set again") from None
     return {**manifest, "domains": domains}
+
+
+def _nearest(folder: Path) -> str:
+    """A clause on the data set that may be meant: the path with its first absent part corrected."""
+    folder = Path(os.path.abspath(folder))
+    base = next(above for above in folder.parents if above.is_dir())
+    _, *rest = folder.relative_to(base).parts
+    likely = (path.joinpath(*rest) for path in base.iterdir() if path.is_dir())
+    known = sorted(str(path) for path in likely if (path / MANIFEST).is_file())
+    near = difflib.get_close_matches(str(folder), known, n=1)
+    return f", or correct the name; the nearest data set that is there is {near[0]}" if near else ""
 
 
 def _check_files(folder: Path, names: Iterable[str]) -> None:

@@ -334,6 +334,11 @@ def test_settings_refuse_what_they_do_not_know(choice):
         Settings(**({"kind": "plain"} | choice))
 
 
+def test_an_unknown_setting_is_told_with_the_nearest():
+    with pytest.raises(ValidationError, match="unknown name 'usr_core': did you mean 'user_core'"):
+        Settings(kind="plain", usr_core=5)
+
+
 def test_summary_and_rejections_repeat_meta(tmp_path):
     rows = dense() + [("", "i00", 5, None), ("u00", "i00", "soon", None)]
     folder = write_plain(tmp_path / "raw", rows)

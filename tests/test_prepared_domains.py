@@ -92,6 +92,16 @@ def test_unfit_domains_are_named(tmp_path):
         read_domain(tmp_path / "books")
 
 
+def test_a_mistyped_data_set_is_told_with_the_nearest(tmp_path):
+    write_domains(tmp_path / "mine/data/goodreads", ["books"])
+    meant = f"nearest data set that is there is {tmp_path}/mine/data/goodreads"
+    for mistyped in ("mine/data/godreads", "mien/data/goodreads"):
+        with pytest.raises(FileNotFoundError, match=meant):
+            read_domains(tmp_path / mistyped)
+    with pytest.raises(FileNotFoundError, match="01_prepare first$"):
+        read_domains(tmp_path / "elsewhere")
+
+
 def test_affinity(tmp_path):
     assert read_affinity(tmp_path) is None
     planted = {"domains": ["a", "b"], "affinity": [[1, 0.5], [0.5, 1]]}

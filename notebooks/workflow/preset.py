@@ -159,6 +159,8 @@ def _sentence(error: ValueError) -> str:
         return str(error)
     entry = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     parts = entry["loc"][entry["loc"][:1] in {(group,) for group in RunConfig.GROUPS} :]
+    if not parts and entry["type"] == "value_error":
+        return entry["msg"].removeprefix("Value error, ")  # a sentence on settings together
     name = ".".join(map(str, parts)) or "the settings"
     words = {"extra_forbidden": f"unknown name {name!r}", "missing": f"{name!r} is missing"}
     return words.get(entry["type"], f"{name}: {entry['msg']}, not {entry['input']!r}")
