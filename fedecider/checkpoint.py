@@ -9,6 +9,7 @@ Tensors of a model are `own/<module>/A`, `local/<module>/A`, `from <source>/<mod
 `alpha`.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,22 @@ def save_model(folder: Path, model: ClientModel, adapter: Adapter, config: RunCo
         mixture.unlink(missing_ok=True)
     else:
         with runs.atomic(mixture) as beside:
-            beside.write_bytes(save(flatten(rest), about.metadata()))
+            beside.write_bytes(_ordered(save(flatten(rest), about.metadata())))
     adapter.load(model.factors)
     adapter.save(folder, about.entries())  # after the mixture, whose digest it notes
     with runs.atomic(folder / "README.md") as beside:
         beside.write_text(about.readme())
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: `save` writes them in any order."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_model(folder: Path) -> ClientModel:

@@ -101,6 +101,14 @@ def test_a_saved_model_is_read_as_it_was(names, data, backbone, tmp_path):
             checkpoint.save_model(folder, model, run.adapter, run.config)
             assert same(checkpoint.load_model(folder), model)
             assert (folder / "mixture.safetensors").exists() == (number > 0)
+            first = written(folder)
+            for _ in range(6):
+                checkpoint.save_model(folder, model, run.adapter, run.config)
+                assert written(folder) == first
+
+
+def written(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 class Killed(Exception):
