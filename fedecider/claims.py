@@ -16,7 +16,7 @@ from fedecider.config import RunConfig, flattened
 from fedecider.engine import files
 from fedecider.engine.backbone import digest_of
 from fedecider.engine.weights import split_depth
-from fedecider.integrity import OUTCOME, DamagedError
+from fedecider.integrity import OUTCOME, DamagedError, check_config
 from fedecider.methods import Method
 from fedecider.methods.base import CollaborativeFilter
 from fedecider.runs import TABLES, method_info, read_config, write_json
@@ -55,6 +55,7 @@ class Claim:
             raise DamagedError(
                 f"{path} is missing beside the state of a run: put it back, or delete {self.folder}"
             )
+        check_config(self.folder)
         stored = read_config(self.folder)
         before, now = flattened(stored.config), flattened(self.config)
         differ = [

@@ -6,6 +6,7 @@ adapter folder, which may travel alone, names those of its tensors in adapter_co
 of before digests has none and is read unchecked.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,24 @@ def check_all(folder: Path) -> None:
     """The same of every file that the result.json names."""
     for name in read_result(folder).get("files", {}):
         check(folder, name)
+
+
+def check_config(folder: Path) -> None:
+    """DamagedError unless config.json is the one that the run's result, or else its state, names.
+
+    A result or state that is damaged itself tells nothing: it is made anew, or told of later.
+    """
+    digest, name = None, "config.json"
+    with contextlib.suppress(DamagedError):
+        if (folder / "result.json").exists():
+            digest = read_result(folder).get("files", {}).get(name)
+        elif state := read_state(folder):
+            digest = state.files.get(name)
+    if digest and not _is(folder / name, digest):
+        raise DamagedError(
+            f"{folder / name} is damaged (its digest is another): put it back, or delete {folder} "
+            "and run again, from round 1"
+        )
 
 
 def is_finished(folder: Path) -> bool:

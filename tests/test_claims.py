@@ -14,6 +14,7 @@ from fedecider.analysis.saved_run import read_run
 from fedecider.client import Client
 from fedecider.config import flattened
 from fedecider.engine.backbone import load
+from fedecider.integrity import DamagedError
 
 
 class Killed(Exception):
@@ -133,6 +134,17 @@ def test_a_run_without_its_configuration_is_refused(done, stopped, backbone):
     with pytest.raises(ValueError, match=r"config\.json is missing .* put it back, or delete"):
         federation.run(stopped, backbone)
     assert sorted(path for path in stopped.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("damage", [("0", "1"), ("{", "")])
+def test_a_damaged_configuration_is_no_other_run(damage, done, stopped, backbone):
+    if done:
+        federation.run(stopped, backbone)
+    path = stopped.folder / "config.json"
+    path.write_text(path.read_text().replace(*damage, 1))
+    with pytest.raises(DamagedError, match=r"config\.json is damaged .* put it back, or delete"):
+        federation.run(stopped, backbone)
 
 
 @pytest.fixture
